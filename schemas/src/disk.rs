@@ -47,6 +47,9 @@ pub struct DiskSpec {
     /// root's disk.
     #[serde(default)]
     pub source_disk: Option<Uid>,
+    /// The name of a prepared file that becomes this disk, complete with its content.
+    #[serde(default)]
+    pub prepared: Option<Uid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

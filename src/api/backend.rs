@@ -11,6 +11,7 @@ use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::{Digest, Uid};
+use stead_schemas::quantity::Bytes as Size;
 
 use crate::guest_channel::{AgentError, AgentStream};
 
@@ -33,6 +34,26 @@ impl std::fmt::Debug for Imported {
     }
 }
 
+/// The content of a volume, which is removed with this value unless it is kept.
+pub struct PreparedVolume {
+    /// Leaves the content to the volume that was stored.
+    pub keep: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for PreparedVolume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PreparedVolume").finish_non_exhaustive()
+    }
+}
+
+/// The reason why an archive did not become the content of a volume.
+#[derive(Debug)]
+pub enum PrepareError {
+    /// It does not fit. The text says what of it.
+    TooLarge(String),
+    Host(HostError),
+}
+
 /// The reason why a log cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogError {
@@ -51,6 +72,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Imports an archive (OCI layout, `docker save`, or a bare root file system) into the image directory
     /// for a client; returns when the content is complete.
     fn import(&self, client: &Arc<str>, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>>;
+    /// Makes the content of a volume of this size from a client's archive, under a name by which a volume takes it.
+    fn prepare_volume(
+        &self,
+        client: &Arc<str>,
+        name: Uid,
+        size: Size,
+        archive: ImportStream,
+    ) -> BoxFuture<'_, Result<PreparedVolume, PrepareError>>;
     /// Returns the last lines of an instance's log, and the following ones if requested: `app` is the
     /// console, `vmm` the VMM's own log, `stead` the daemon's actions for the instance.
     fn log<'a>(

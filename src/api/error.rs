@@ -12,6 +12,7 @@ use stead_schemas::api::ErrorBody;
 use stead_schemas::limits::{HOSTNAME_BYTES_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::{FieldErrors, printable};
 
+use super::backend::PrepareError;
 use crate::guest_channel::AgentError;
 use crate::peers::TooSlow;
 
@@ -194,6 +195,15 @@ impl From<HostError> for ApiError {
                 tracing::error!(error = error.chain(), "the host failed");
                 Self::internal()
             }
+        }
+    }
+}
+
+impl From<PrepareError> for ApiError {
+    fn from(error: PrepareError) -> Self {
+        match error {
+            PrepareError::TooLarge(why) => Self::bad_request("archive_too_large", why),
+            PrepareError::Host(error) => error.into(),
         }
     }
 }

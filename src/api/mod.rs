@@ -60,7 +60,7 @@ use stead_controllers::store::Store;
 use stead_schemas::limits;
 
 pub use audit::Audit;
-pub use backend::{Backend, ImportStream, Imported, LogError, LogStream};
+pub use backend::{Backend, ImportStream, Imported, LogError, LogStream, PrepareError, PreparedVolume};
 pub use error::ApiError;
 pub use listener::Listener;
 pub use local::{Account, LocalUsers};

@@ -323,6 +323,15 @@ fn add_volumes(routes: Routes) -> Routes {
             volumes::create,
         )
         .add(
+            post("/volumes/from-archive", "createVolumeFromArchive", "Create a volume from an archive")
+                .under(needs(&[Scope::VolumeWrite]).works().streams())
+                .query::<query::VolumeFromArchive>()
+                .takes_content::<Binary>("application/gzip")
+                .answers::<Volume>(CREATED)
+                .errors(&[CONFLICT]),
+            volumes::create_from_archive,
+        )
+        .add(
             get("/volumes/{id}", "getVolume", "Read a volume")
                 .under(needs(&[Scope::VolumeRead]))
                 .answers::<Volume>(OK),

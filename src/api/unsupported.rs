@@ -83,17 +83,6 @@ fn add_devices(routes: Routes) -> Routes {
             not_yet,
         )
         .add(unserved(post("/resources/memory/reclaim", "reclaimMemory", reclaim), RESOURCES), not_yet)
-        .add(
-            unserved(
-                post(
-                    "/volumes/from-archive",
-                    "createVolumeFromArchive",
-                    "Create a volume from an archive; it is not supported yet",
-                ),
-                &[Scope::VolumeWrite],
-            ),
-            not_yet,
-        )
 }
 
 fn add_builds(routes: Routes) -> Routes {

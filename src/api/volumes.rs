@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use stead_controllers::store::Store;
+use futures::StreamExt;
+use serde_json::{Map, Value};
+use stead_controllers::store::{Store, Tx};
 use stead_controllers::vm::admission as instances;
 use stead_controllers::volume::admission;
 use stead_schemas::api::{
@@ -52,6 +54,49 @@ pub(super) async fn create(
     let request = VolumeCreate::read(json(body)?)?;
     let object = state.store().transact(move |tx| admission::create(tx, request)).await?;
     Ok((StatusCode::CREATED, Json(view(state.store(), &object))).into_response())
+}
+
+/// Handles `POST /volumes/from-archive`, whose body is an archive and whose parameters are the fields of [`create`].
+pub(super) async fn create_from_archive(
+    State(state): State<ApiState>,
+    bearer: Bearer,
+    params: Result<Query<Params>, QueryRejection>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let request = VolumeCreate::read(fields(params?.0))?;
+    // Before the archive is received.
+    let asked = request.clone();
+    let check = move |tx: &mut Tx<'_>| admission::check_new(tx, &asked).map(|()| tx.next_uid());
+    let name = state.store().transact(check).await?;
+    let archive = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
+    let prepared =
+        state.0.backend.prepare_volume(&bearer.subject, name.clone(), request.size, archive).await?;
+    let store = state.store().clone();
+    // On a task of its own: a client that is gone must not come between the volume and its content.
+    let stored = tokio::spawn(async move {
+        let object = store.transact(move |tx| admission::create_from(tx, request, name)).await?;
+        (prepared.keep)();
+        Ok::<_, ApiError>(object)
+    });
+    let object = stored.await.map_err(|_| ApiError::internal())??;
+    Ok((StatusCode::CREATED, Json(view(state.store(), &object))).into_response())
+}
+
+/// Converts parameters to the fields of a body.
+fn fields(params: Params) -> Value {
+    let (mut fields, mut tags) = (Map::new(), Map::new());
+    for (key, value) in params {
+        let tag = key.strip_prefix("tags[").and_then(|key| key.strip_suffix(']'));
+        match (tag, value.parse::<u64>()) {
+            (Some(tag), _) => drop(tags.insert(tag.to_owned(), value.into())),
+            (None, Ok(number)) if key == "size_gb" => drop(fields.insert(key, number.into())),
+            (None, _) => drop(fields.insert(key, value.into())),
+        }
+    }
+    if !tags.is_empty() {
+        fields.insert("tags".to_owned(), tags.into());
+    }
+    fields.into()
 }
 
 pub(super) async fn list(

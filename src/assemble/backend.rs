@@ -10,15 +10,17 @@ use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
 use super::backups::Backups;
 use super::host::Host;
-use crate::api::{Backend, ImportStream, Imported, LogError, LogStream};
+use crate::api::{Backend, ImportStream, Imported, LogError, LogStream, PrepareError, PreparedVolume};
 use crate::config::Config;
 use crate::guest_channel::{AgentError, AgentStream};
 use crate::host::oci::Oci;
 use crate::host::probe::Prober;
 use crate::host::usage::Usage;
+use crate::host::volume_archives::{ArchiveError, VolumeArchives};
 use crate::host::watch_directories::DirectoryWatches;
 use crate::hypervisor::Hypervisors;
 use crate::ingress::HttpListeners;
@@ -28,6 +30,7 @@ pub(super) struct HostBackend {
     backups: Backups,
     store: Store,
     images: Oci,
+    archives: VolumeArchives,
     machines: Hypervisors,
     probes: Prober,
     listeners: HttpListeners,
@@ -41,6 +44,7 @@ impl HostBackend {
             backups: Backups::new(store.clone(), config.data_dir.clone()),
             store,
             images: host.ports.images.clone(),
+            archives: host.archives.clone(),
             machines: host.ports.hypervisors.clone(),
             probes: host.ports.probes.clone(),
             listeners: host.ports.listeners.clone(),
@@ -72,6 +76,23 @@ impl Backend for HostBackend {
         Box::pin(async move {
             let hold = self.images.import(&client, archive).await?;
             Ok(Imported { digest: hold.digest().clone(), hold: Box::new(hold) })
+        })
+    }
+
+    fn prepare_volume(
+        &self,
+        client: &Arc<str>,
+        name: Uid,
+        size: Bytes,
+        archive: ImportStream,
+    ) -> BoxFuture<'_, Result<PreparedVolume, PrepareError>> {
+        let client = client.clone();
+        Box::pin(async move {
+            match self.archives.prepare(&client, name, size, archive).await {
+                Ok(prepared) => Ok(PreparedVolume { keep: Box::new(move || prepared.keep()) }),
+                Err(ArchiveError::TooLarge(why)) => Err(PrepareError::TooLarge(why)),
+                Err(ArchiveError::Host(error)) => Err(PrepareError::Host(error)),
+            }
         })
     }
 

@@ -8,6 +8,7 @@ use stead_controllers::host::HostError;
 use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
 use stead_controllers::store::Store;
+use stead_schemas::disk::Disk;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::names::{Digest, Platform, Uid};
@@ -26,6 +27,7 @@ use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
+use crate::host::volume_archives::VolumeArchives;
 use crate::host::wake::TapWakeListeners;
 use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
 use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Jails, UserRange};
@@ -34,6 +36,7 @@ use crate::ingress::{HttpListeners, IngressConfig};
 /// The real host.
 pub(super) struct Host {
     pub(super) ports: Ports,
+    pub(super) archives: VolumeArchives,
     /// Watches on directories of logs, for consoles and for readers that follow a log.
     pub(super) watches: DirectoryWatches,
 }
@@ -54,6 +57,9 @@ impl Host {
         let disk_dir = config.data_dir.join("disks");
         let snapshot_dir = config.data_dir.join("snapshots");
         let disks = Ext4Files::new(disk_dir.clone(), snapshot_dir, config.disk_reserve()).map_err(chained)?;
+        disks.sweep_prepared(|name| takes(store, name)).map_err(chained)?;
+        let scratch = config.data_dir.join("archives");
+        let archives = VolumeArchives::new(&images, disks.clone(), scratch).map_err(chained)?;
         let watches = DirectoryWatches::default();
         let machines = Hypervisors::new(HypervisorsConfig {
             jails: jails(config)?,
@@ -98,7 +104,7 @@ impl Host {
             listeners,
             facts,
         };
-        Ok(Self { ports, watches })
+        Ok(Self { ports, archives, watches })
     }
 
     /// Starts all monitors that notice drift.
@@ -206,4 +212,9 @@ pub(super) fn host_platform() -> Platform {
 
 fn chained(error: HostError) -> anyhow::Error {
     anyhow::anyhow!(error.chain())
+}
+
+/// Returns whether a stored disk takes this prepared file.
+fn takes(store: &Store, prepared: &Uid) -> bool {
+    store.list::<Disk>().iter().any(|disk| disk.spec.prepared.as_ref() == Some(prepared))
 }

@@ -119,7 +119,7 @@ pub(super) async fn image(client: &Client, verb: ImageVerb, output: Output) -> R
 }
 
 /// Returns the contents of the file, or of the archive that is made of a directory.
-async fn archive(path: &Path) -> Result<reqwest::Body, Failure> {
+pub(super) async fn archive(path: &Path) -> Result<reqwest::Body, Failure> {
     let failed = |error: std::io::Error| Failure::Usage(format!("{}: {error}", path.display()));
     let source = if std::fs::metadata(path).map_err(failed)?.is_dir() {
         let file = tempfile::tempfile().map_err(failed)?;

@@ -1,6 +1,7 @@
 //! Verbs on volumes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use reqwest::Method;
@@ -9,6 +10,7 @@ use stead_schemas::api::{Instance, Volume};
 
 use super::arguments::{for_each, pair};
 use super::client::Client;
+use super::images::archive;
 use super::show::{age, line, print};
 use super::{Failure, Output, instance_table};
 
@@ -18,6 +20,18 @@ pub(crate) enum VolumeVerb {
     Create {
         name: String,
         /// Size in whole gigabytes; blocks are allocated as they are written.
+        #[arg(long, value_name = "GB")]
+        size: u32,
+        /// A tag, as KEY=VALUE.
+        #[arg(short = 'l', long = "tag", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// Make a volume with the files of an archive (tar, perhaps compressed with gzip or zstd) or of a directory.
+    FromArchive {
+        name: String,
+        /// The archive or the directory.
+        path: PathBuf,
+        /// Size in whole gigabytes, into which the files have to fit.
         #[arg(long, value_name = "GB")]
         size: u32,
         /// A tag, as KEY=VALUE.
@@ -90,6 +104,14 @@ pub(super) async fn volume(client: &Client, verb: VolumeVerb, output: Output) ->
             let tags: BTreeMap<_, _> = tags.into_iter().collect();
             let body = json!({ "name": name, "size_gb": size, "tags": tags });
             show_all(&[client.post(&["volumes"], &body).await?], output)
+        }
+        VolumeVerb::FromArchive { name, path, size, tags } => {
+            let size = size.to_string();
+            let request = client.request(Method::POST, &["volumes", "from-archive"]);
+            let request = request.query(&[("name", &name), ("size_gb", &size)]);
+            let tags: Vec<_> = tags.into_iter().map(|(key, value)| (format!("tags[{key}]"), value)).collect();
+            let request = request.query(&tags).body(archive(&path).await?);
+            show_all(&[client.json(request).await?], output)
         }
         VolumeVerb::Ls => show_all(&client.get::<Vec<Volume>>(&["volumes"]).await?, output),
         VolumeVerb::Get { name } => show_all(&[client.get(&["volumes", &name]).await?], output),

@@ -5,6 +5,7 @@
 //! Assumes: the directory's file system supports `O_TMPFILE` (ext4, xfs, btrfs, tmpfs do).
 //! Never: touches a file whose name is not a uid with `.ext4`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,6 +20,10 @@ use tokio::process::Command;
 use super::{files, sparse};
 
 const EXTENSION: &str = "ext4";
+/// Name of the directory of prepared files, in the disk directory.
+const PREPARED: &str = "prepared";
+/// The words of mkfs.ext4 for files that do not fit.
+const NO_FIT: &str = "Could not allocate";
 /// Name of the root disk among the files of a snapshot.
 const SNAPSHOT_DISK: &str = "disk.ext4";
 
@@ -56,9 +61,61 @@ impl Ext4Files {
     /// # Errors
     /// Returns an error when the directory cannot be created.
     pub fn new(directory: PathBuf, snapshots: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
-        files::make_directory(&directory)
+        files::make_directory(&directory.join(PREPARED))
             .map_err(|error| HostError::io("make", directory.display().to_string(), error))?;
         Ok(Self { directory, snapshots, reserve })
+    }
+
+    /// Makes a file system with the content of a directory in a prepared file of this name.
+    ///
+    /// # Errors
+    /// Returns an error when the file cannot be made, and removes what there is of it.
+    pub(crate) async fn prepare(&self, name: &Uid, size: Bytes, from: &Path) -> Result<Filled, HostError> {
+        let failed = |error| HostError::io("prepare disk", name.as_str(), error);
+        self.need_room(0).map_err(failed)?;
+        let file = self.nameless(size).map_err(failed)?;
+        if make_file_system(&file, name, size, Some(from)).await? == Filled::TooSmall {
+            return Ok(Filled::TooSmall);
+        }
+        self.link(self.prepared(name), file).await.map_err(failed)?;
+        Ok(Filled::Whole)
+    }
+
+    /// Removes a prepared file that no disk takes. What cannot be removed now is removed at the next start.
+    pub(crate) fn discard_prepared(&self, name: &Uid) {
+        let path = self.prepared(name);
+        // Freeing the blocks of a large file takes a while.
+        drop(tokio::task::spawn_blocking(move || fs::remove_file(path)));
+    }
+
+    /// Removes the prepared files that no disk takes. Nobody may prepare one meanwhile.
+    ///
+    /// # Errors
+    /// Returns an error when the directory cannot be read, or a file cannot be removed.
+    pub(crate) fn sweep_prepared(&self, is_taken: impl Fn(&Uid) -> bool) -> Result<(), HostError> {
+        let directory = self.directory.join(PREPARED);
+        let failed = |error| HostError::io("sweep", directory.display().to_string(), error);
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if named(&entry.file_name()).is_none_or(|name| !is_taken(&name)) {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that `bytes` more can be written while the reserve stays free.
+    pub(crate) fn need_room(&self, bytes: u64) -> io::Result<()> {
+        let (_, free) = files::space(&self.directory)?;
+        if free.0 >= self.reserve.0.saturating_add(bytes) {
+            return Ok(());
+        }
+        let words = "there is no room for it beside what is kept free (disk_reserve)";
+        Err(io::Error::new(io::ErrorKind::StorageFull, words))
+    }
+
+    fn prepared(&self, name: &Uid) -> PathBuf {
+        Self::path(&self.directory.join(PREPARED), name)
     }
 
     /// Returns the name of a disk among the files of a snapshot: of the root disk, or of another disk by its uid.
@@ -77,19 +134,20 @@ impl Ext4Files {
         Self::path(&self.directory, owner)
     }
 
-    fn sync_directory(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()
+    fn sync_directories(&self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()?;
+        File::open(self.directory.join(PREPARED))?.sync_all()
     }
 
     /// Makes a file without a name durable and gives it its name.
-    async fn link(&self, owner: &Uid, file: File) -> io::Result<()> {
-        let (disks, path) = (self.clone(), self.path_of(owner));
+    async fn link(&self, path: PathBuf, file: File) -> io::Result<()> {
+        let disks = self.clone();
         let linked = tokio::task::spawn_blocking(move || {
             file.sync_all()?;
             let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
             match rustix::fs::linkat(CWD, &nameless, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
                 // An earlier pass, dropped before its answer, may have created the name.
-                Ok(()) | Err(rustix::io::Errno::EXIST) => disks.sync_directory(),
+                Ok(()) | Err(rustix::io::Errno::EXIST) => disks.sync_directories(),
                 Err(error) => Err(error.into()),
             }
         });
@@ -111,9 +169,7 @@ impl Disks for Ext4Files {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let owner = name.to_str().and_then(|name| name.strip_suffix(".ext4")?.parse().ok());
-            let Some(owner) = owner else { continue };
+            let Some(owner) = named(&entry.file_name()) else { continue };
             match entry.metadata() {
                 Ok(metadata) => files.push(DiskFile { owner, size: Bytes(metadata.len()) }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -138,8 +194,21 @@ impl Disks for Ext4Files {
             return Ok(());
         }
         let file = self.nameless(size).map_err(failed)?;
-        make_file_system(&file, owner, size).await?;
-        self.link(owner, file).await.map_err(failed)
+        make_file_system(&file, owner, size, None).await?;
+        self.link(self.path_of(owner), file).await.map_err(failed)
+    }
+
+    async fn take(&self, owner: &Uid, prepared: &Uid) -> Result<(), HostError> {
+        let failed = |error| HostError::io("take the prepared file of disk", owner.as_str(), error);
+        if self.inspect(owner).await?.is_some() {
+            return Ok(());
+        }
+        let (disks, from, to) = (self.clone(), self.prepared(prepared), self.path_of(owner));
+        let taken = tokio::task::spawn_blocking(move || {
+            fs::rename(from, to)?;
+            disks.sync_directories()
+        });
+        taken.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)
     }
 
     async fn copy(
@@ -165,14 +234,14 @@ impl Disks for Ext4Files {
         let file = self.nameless(size).map_err(failed)?;
         let copied = tokio::task::spawn_blocking(move || sparse::copy(&from, &file).map(|()| file));
         let file = copied.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
-        self.link(owner, file).await.map_err(failed)
+        self.link(self.path_of(owner), file).await.map_err(failed)
     }
 
     async fn remove(&self, owner: &Uid) -> Result<(), HostError> {
         let (disks, path) = (self.clone(), self.path_of(owner));
         // Freeing the blocks of a large file takes a while.
         let removed = tokio::task::spawn_blocking(move || match fs::remove_file(path) {
-            Ok(()) => disks.sync_directory(),
+            Ok(()) => disks.sync_directories(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         });
@@ -187,12 +256,34 @@ impl Disks for Ext4Files {
     }
 }
 
-/// Creates the file system. If the future is dropped, the program is killed and the nameless file disappears.
-async fn make_file_system(file: &File, owner: &Uid, size: Bytes) -> Result<(), HostError> {
+/// The result of making a file system with content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filled {
+    Whole,
+    /// The content does not fit.
+    TooSmall,
+}
+
+/// Returns the uid that a file is named by.
+fn named(name: &OsStr) -> Option<Uid> {
+    name.to_str()?.strip_suffix(".ext4")?.parse().ok()
+}
+
+/// Creates the file system, with the content of a directory. If the future is dropped, the program is killed and the
+/// nameless file disappears.
+async fn make_file_system(
+    file: &File,
+    owner: &Uid,
+    size: Bytes,
+    from: Option<&Path>,
+) -> Result<Filled, HostError> {
     let mut command = Command::new("mkfs.ext4");
     command.args(MKFS_OPTIONS).env("LC_ALL", "C").env("MKE2FS_SYNC", "0").kill_on_drop(true);
     if size >= JOURNAL_FROM {
         command.args(JOURNAL_OPTIONS);
+    }
+    if let Some(from) = from {
+        command.arg("-d").arg(from);
     }
     command.arg(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
     let failed = |kind| HostError::new(kind, "make a file system on disk", owner.as_str());
@@ -203,9 +294,12 @@ async fn make_file_system(file: &File, owner: &Uid, size: Bytes) -> Result<(), H
         _ => failed(HostError::kind_of_io(&error)).because(error),
     })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(Filled::Whole);
     }
     let reported = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if from.is_some() && reported.contains(NO_FIT) {
+        return Ok(Filled::TooSmall);
+    }
     // Sizes are checked at the request. An error here comes from the disk or the host and may be transient.
     let kind = if reported.contains("No space left") || reported.contains("quota") {
         HostErrorKind::Exhausted

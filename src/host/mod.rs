@@ -34,6 +34,7 @@ pub(crate) mod sparse;
 pub mod tap;
 pub(crate) mod tsc;
 pub mod usage;
+pub mod volume_archives;
 pub mod wake;
 pub mod watch_directories;
 pub mod watch_files;

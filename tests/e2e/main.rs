@@ -56,4 +56,5 @@ mod tls;
 mod transitions;
 mod unit;
 mod unread;
+mod volume_archives;
 mod volumes;

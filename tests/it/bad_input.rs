@@ -181,6 +181,7 @@ fn unsupported_fields() -> Vec<Case> {
 /// Returns all requests other than creations.
 fn others() -> Vec<Case> {
     let get = |path, status, code, words| ("GET", path, String::new(), status, code, words);
+    let archive = |path, code, words| ("POST", path, String::new(), 400, code, words);
     let image = |body: Value, code, words| ("POST", "/images", body.to_string(), 400, code, words);
     vec![
         get("/instances?state=running", 400, "invalid_state", "state"),
@@ -223,7 +224,15 @@ fn others() -> Vec<Case> {
         ("POST", "/volumes", "{\"name\": \"v\"}".to_owned(), 400, "invalid_request", "size_gb is required"),
         ("POST", "/volumes", "{\"name\": \"V\", \"size_gb\": 1}".to_owned(), 400, "invalid_request", "name "),
         get("/volumes/nothing-here", 404, "not_found", "there is no "),
-        ("POST", "/volumes/from-archive", String::new(), 501, "not_supported", "from-archive"),
+        archive("/volumes/from-archive", "invalid_request", "name is required"),
+        archive("/volumes/from-archive?name=v", "invalid_request", "size_gb is required"),
+        archive("/volumes/from-archive?name=v&size_gb=x", "invalid_request", "size_gb "),
+        archive("/volumes/from-archive?name=v&size_gb=0", "invalid_request", "size_gb "),
+        archive("/volumes/from-archive?name=V&size_gb=1", "invalid_request", "name "),
+        archive("/volumes/from-archive?name=v&size_gb=1&id=x", "invalid_request", "id "),
+        archive("/volumes/from-archive?name=v&size_gb=1&more=1", "invalid_request", "more "),
+        archive("/volumes/from-archive?name=v&size_gb=1&tags[%24]=1", "invalid_request", "tags"),
+        archive("/volumes/from-archive?name=v&size_gb=1", "archive_too_large", "is larger"),
         ("POST", "/instances/x/volumes/v", "{}".to_owned(), 400, "invalid_request", "mount_path is required"),
         get("/instances/x/snapshot-schedule", 404, "not_found", "there is no "),
         image(json!({}), "invalid_request", "name is required"),

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use stead::api::auth::Keys;
-use stead::api::{ApiConfig, Audit, Backend, ImportStream, Imported, LogError, LogStream};
+use stead::api::{
+    ApiConfig, Audit, Backend, ImportStream, Imported, LogError, LogStream, PrepareError, PreparedVolume,
+};
 use stead::guest_channel::{AgentError, AgentStream};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::{Store, StoreError};
@@ -13,6 +15,7 @@ use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
 /// Port in use by another program.
 pub(crate) const TAKEN_PORT: u16 = 4973;
@@ -40,6 +43,24 @@ impl Backend for NoHost {
         let kind = *self.import_failure.lock().expect("not poisoned");
         let failed = HostError::new(kind.unwrap_or(HostErrorKind::Permanent), "import", "an archive");
         Box::pin(std::future::ready(Err(failed.because("no archive"))))
+    }
+
+    fn prepare_volume(
+        &self,
+        _: &Arc<str>,
+        _: Uid,
+        size: Bytes,
+        _: ImportStream,
+    ) -> BoxFuture<'_, Result<PreparedVolume, PrepareError>> {
+        let kind = *self.import_failure.lock().expect("not poisoned");
+        Box::pin(std::future::ready(match kind {
+            Some(kind) => {
+                let failed = HostError::new(kind, "unpack", "an archive");
+                Err(PrepareError::Host(failed.because("no archive")))
+            }
+            None if size > Bytes(1 << 30) => Ok(PreparedVolume { keep: Box::new(|| {}) }),
+            None => Err(PrepareError::TooLarge("the archive is larger".to_owned())),
+        }))
     }
 
     fn log(

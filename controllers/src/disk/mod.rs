@@ -10,7 +10,7 @@
 //! Cancel/crash: a file is complete or absent.
 //!
 //! ```text
-//! nothing --Create | Copy--> file (Ready)      file lost: a condition, then --Create--> empty file
+//! nothing --Create | Copy | Take--> file (Ready)      file lost: a condition, then --Create--> empty file
 //! deleted, and its owner's record gone: --Remove--> nothing
 //! ```
 
@@ -44,6 +44,7 @@ pub struct DiskReconciler<H> {
 pub enum Action {
     Create { owner: Uid, size: Bytes },
     Copy { owner: Uid, snapshot: Uid, of: Option<Uid>, size: Bytes },
+    Take { owner: Uid, prepared: Uid },
     Remove { owner: Uid },
 }
 
@@ -66,6 +67,7 @@ impl<H: Host> Reconciler for DiskReconciler<H> {
             Action::Copy { owner, snapshot, of, size } => {
                 self.host.disks().copy(owner, snapshot, of.as_ref(), *size).await
             }
+            Action::Take { owner, prepared } => self.host.disks().take(owner, prepared).await,
             Action::Remove { owner } => self.host.disks().remove(owner).await,
         }
     }

@@ -37,10 +37,13 @@ fn plan_missing(object: &Object<Disk>, seen: &Observed, now: Timestamp) -> Plan<
     }
 }
 
-/// Plans a copy of the disk's source, or an empty file.
+/// Plans a copy of the disk's source, the prepared file, or an empty file.
 fn plan_content(object: &Object<Disk>, source: Option<SourceSeen>) -> Plan<Action> {
     let owner = object.meta.uid.clone();
     let is_first = object.status.content_lost_at.is_none();
+    if let Some(prepared) = object.spec.prepared.clone().filter(|_| is_first) {
+        return Plan::Act(vec![Action::Take { owner, prepared }]);
+    }
     match (object.spec.source.clone().filter(|_| is_first), source) {
         (None, _) => Plan::Act(vec![Action::Create { owner, size: object.spec.size }]),
         (Some(snapshot), Some(SourceSeen::Ready)) => {

@@ -36,7 +36,13 @@ fn object(was_created: bool) -> Object<Disk> {
         finalizers: Default::default(),
         owner: None,
     };
-    let spec = DiskSpec { size: SIZE, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
+    let spec = DiskSpec {
+        size: SIZE,
+        purpose: DiskPurpose::RootOverlay,
+        source: None,
+        source_disk: None,
+        prepared: None,
+    };
     Object { meta, spec, status: DiskStatus { was_created, ..DiskStatus::default() } }
 }
 

@@ -42,6 +42,8 @@ pub trait Disks: Send + Sync + 'static {
         of: Option<&Uid>,
         size: Bytes,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Makes a prepared file the file of a disk. The error is Missing if there is no such file.
+    fn take(&self, owner: &Uid, prepared: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     fn remove(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     fn space(&self) -> impl Future<Output = Result<Space, HostError>> + Send;
 }

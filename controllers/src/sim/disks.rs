@@ -11,6 +11,11 @@ impl World {
     pub fn set_space(&self, available: Bytes) {
         self.lock().space_available = available;
     }
+
+    /// Prepares a file for a disk, under this name.
+    pub fn prepare_disk(&self, name: Uid, size: Bytes) {
+        self.lock().prepared.insert(name, size);
+    }
 }
 
 impl Disks for World {
@@ -58,6 +63,19 @@ impl Disks for World {
                 state.disks.insert(owner.clone(), size);
                 state.disk_ages.insert(owner.clone(), age);
             }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn take(&self, owner: &Uid, prepared: &Uid) -> Result<(), HostError> {
+        self.verb("take disk", owner.as_str(), |state| {
+            if state.disks.contains_key(owner) {
+                return Ok(());
+            }
+            let missing = || HostError::new(HostErrorKind::Missing, "take disk", owner.as_str());
+            let size = state.prepared.remove(prepared).ok_or_else(missing)?;
+            state.disks.insert(owner.clone(), size);
             Ok(())
         })
         .await

@@ -78,6 +78,8 @@ struct State {
     forwarding: Forwarding,
     tables: BTreeMap<String, firewall::Table>,
     disks: BTreeMap<Uid, Bytes>,
+    /// Prepared files by their names.
+    prepared: BTreeMap<Uid, Bytes>,
     space_available: Bytes,
     registry: BTreeMap<String, SimRegistryImage>,
     manifests: BTreeMap<Digest, images::Manifest>,
@@ -126,6 +128,7 @@ impl World {
             forwarding: Forwarding::Off,
             tables: BTreeMap::new(),
             disks: BTreeMap::new(),
+            prepared: BTreeMap::new(),
             space_available: Bytes(1 << 40),
             registry: BTreeMap::new(),
             manifests: BTreeMap::new(),

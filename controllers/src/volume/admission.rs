@@ -17,7 +17,7 @@ use stead_schemas::validate::printable;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
 use crate::disk::admission::new_disk;
-use crate::refused::Refused;
+use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx};
 
 /// Number of characters of an unknown id or name that a refusal repeats.
@@ -31,8 +31,17 @@ pub(crate) struct CreateRequest {
     pub(crate) size: Bytes,
     pub(crate) tags: Tags,
     pub(crate) owner: Option<OwnerRef>,
-    /// The snapshot, and the disk in it, that the volume begins as a copy of.
-    pub(crate) source: Option<(Uid, Uid)>,
+    pub(crate) content: Content,
+}
+
+/// The first content of a volume.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Empty,
+    /// A copy of a disk in a snapshot: the snapshot, and the disk.
+    Copy(Uid, Uid),
+    /// A prepared file of this name.
+    Prepared(Uid),
 }
 
 /// Stores the spec of a new, empty volume.
@@ -41,23 +50,54 @@ pub(crate) struct CreateRequest {
 /// Returns `AlreadyExists` or `Quota`.
 pub fn create(tx: &mut Tx<'_>, request: VolumeCreate) -> Result<Arc<Object<Volume>>, Refused> {
     let VolumeCreate { id, name, size, tags } = request;
-    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, source: None })
+    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, content: Content::Empty })
+}
+
+/// Stores the spec of a new volume that begins as the prepared file of this name.
+///
+/// # Errors
+/// Returns the errors of [`create`].
+pub fn create_from(
+    tx: &mut Tx<'_>,
+    request: VolumeCreate,
+    prepared: Uid,
+) -> Result<Arc<Object<Volume>>, Refused> {
+    let VolumeCreate { id, name, size, tags } = request;
+    let content = Content::Prepared(prepared);
+    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, content })
+}
+
+/// Checks that a volume of the request's id and name can be stored now.
+///
+/// # Errors
+/// Returns `AlreadyExists`.
+pub fn check_new(tx: &Tx<'_>, request: &VolumeCreate) -> Result<(), Refused> {
+    let has_id = request.id.as_ref().is_some_and(|id| tx.get::<Volume>(id).is_some());
+    if has_id || tx.find::<Volume>(&request.name).is_some() {
+        let message = format!("a volume of the name {} or of that id exists", request.name);
+        return Err(Refused::new(RefusedKind::AlreadyExists, message));
+    }
+    Ok(())
 }
 
 /// Stores the spec of any new volume, with the errors of [`create`].
 pub(crate) fn begin(tx: &mut Tx<'_>, request: CreateRequest) -> Result<Arc<Object<Volume>>, Refused> {
-    let CreateRequest { id, name, size, tags, owner, source } = request;
+    let CreateRequest { id, name, size, tags, owner, content } = request;
     let uid = id.unwrap_or_else(|| tx.next_uid());
-    let disk = content(tx, &uid, size, source)?;
+    let disk = new_content(tx, &uid, size, content)?;
     let name = name.unwrap_or_else(|| Name::from(&uid));
     let spec = VolumeSpec { size, disk };
     Ok(tx.create::<Volume>(New { uid: Some(uid), name, tags, owner, spec })?)
 }
 
 /// Creates a disk for the content of a volume.
-fn content(tx: &mut Tx<'_>, volume: &Uid, size: Bytes, source: Option<(Uid, Uid)>) -> Result<Uid, Refused> {
-    let (source, source_disk) = source.unzip();
-    let spec = DiskSpec { size, purpose: DiskPurpose::Volume, source, source_disk };
+fn new_content(tx: &mut Tx<'_>, volume: &Uid, size: Bytes, content: Content) -> Result<Uid, Refused> {
+    let (source, source_disk, prepared) = match content {
+        Content::Empty => (None, None, None),
+        Content::Copy(snapshot, disk) => (Some(snapshot), Some(disk), None),
+        Content::Prepared(name) => (None, None, Some(name)),
+    };
+    let spec = DiskSpec { size, purpose: DiskPurpose::Volume, source, source_disk, prepared };
     let owner = OwnerRef { kind: Volume::NAME.to_owned(), uid: volume.clone() };
     Ok(new_disk(tx, owner, spec)?)
 }
@@ -65,7 +105,7 @@ fn content(tx: &mut Tx<'_>, volume: &Uid, size: Bytes, source: Option<(Uid, Uid)
 /// Replaces the content of a volume by a copy of a snapshot's disk. The present content is lost.
 pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) -> Result<(), Refused> {
     let object = tx.get::<Volume>(volume).ok_or_else(|| Refused::absent::<Volume>(volume))?;
-    let disk = content(tx, volume, object.spec.size, Some((snapshot, disk)))?;
+    let disk = new_content(tx, volume, object.spec.size, Content::Copy(snapshot, disk))?;
     tx.update_spec::<Volume>(volume, None, |spec| spec.disk = disk)?;
     tx.request_deletion::<Disk>(&object.spec.disk)?;
     Ok(())

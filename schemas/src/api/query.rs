@@ -2,8 +2,9 @@
 
 use schemars::JsonSchema;
 
-use super::schema::{Base64, ImageReference, TagMap};
+use super::schema::{Base64, Id, ImageReference, NewName, TagMap};
 use crate::instance::State;
+use crate::limits;
 use crate::quantity::GoDuration;
 use crate::snapshot::SnapshotKind;
 
@@ -102,6 +103,20 @@ pub struct SnapshotList {
     /// Name of the snapshots.
     pub name: Option<String>,
     /// Tags that a snapshot must have, all of them: `tags[team]=a&tags[env]=b`.
+    pub tags: Option<TagMap>,
+}
+
+/// The parameters of `POST /volumes/from-archive`.
+#[derive(Debug, JsonSchema)]
+pub struct VolumeFromArchive {
+    /// Name of the volume.
+    pub name: NewName,
+    /// Size of the volume in whole gigabytes, into which the archive's files have to fit.
+    #[schemars(range(min = 1, max = limits::VOLUME_GB_MAX))]
+    pub size_gb: u32,
+    /// Id of the volume; without it the server chooses one.
+    pub id: Option<Id>,
+    /// Tags of the volume, as `tags[KEY]=VALUE`.
     pub tags: Option<TagMap>,
 }
 

@@ -13,7 +13,7 @@ use super::pax;
 
 /// The kind of file that an entry makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::host) enum Kind {
     Directory,
     File,
     Symlink(Vec<u8>),
@@ -25,21 +25,21 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Meta {
-    pub(super) mode: u32,
-    pub(super) uid: u64,
-    pub(super) gid: u64,
-    pub(super) mtime: u64,
+pub(in crate::host) struct Meta {
+    pub(in crate::host) mode: u32,
+    pub(in crate::host) uid: u64,
+    pub(in crate::host) gid: u64,
+    pub(in crate::host) mtime: u64,
     /// Extended attributes that are kept: file capabilities and `user.` attributes.
-    pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(in crate::host) attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// An entry with its path components, none of which is special (`.` or `..`).
 #[derive(Debug, Clone)]
-pub(super) struct Item {
-    pub(super) path: Vec<Vec<u8>>,
-    pub(super) kind: Kind,
-    pub(super) meta: Meta,
+pub(in crate::host) struct Item {
+    pub(in crate::host) path: Vec<Vec<u8>>,
+    pub(in crate::host) kind: Kind,
+    pub(in crate::host) meta: Meta,
 }
 
 /// Limit on the length of a path, in bytes (PATH_MAX of Linux). Longer ones cannot be opened in the guest.
@@ -59,7 +59,7 @@ const ATTRIBUTES_BYTES_MAX: usize = 64 << 10;
 const ATTRIBUTE_NAME_BYTES_MAX: usize = 255;
 
 /// Reads all entries in order. `visit` may read the content.
-pub(super) fn read<Reader: Read>(
+pub(in crate::host) fn read<Reader: Read>(
     mut reader: Reader,
     mut visit: impl FnMut(Item, u64, &mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
@@ -301,7 +301,7 @@ fn item(header: &tar::Header, found: Extension) -> Result<Option<Item>, Refused>
 }
 
 /// Splits a path into components. A path that leads out of the root is refused.
-pub(super) fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
+pub(in crate::host) fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
     let refuse = |why: &str| {
         Err(Refused::new(format!(
             "the path {:?} {why}",
@@ -325,7 +325,7 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
 }
 
 /// Formats a path for a message.
-pub(super) fn show(path: &[Vec<u8>]) -> String {
+pub(in crate::host) fn show(path: &[Vec<u8>]) -> String {
     let joined = path.join(&b'/');
     stead_schemas::validate::printable(&String::from_utf8_lossy(&joined), 128)
 }

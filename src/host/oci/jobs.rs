@@ -38,16 +38,16 @@ pub(super) struct Key {
 
 /// A flag that tells work on blocking threads that its result is no longer needed.
 #[derive(Debug, Clone)]
-pub(super) struct Stop(watch::Receiver<bool>);
+pub(in crate::host) struct Stop(watch::Receiver<bool>);
 
 impl Stop {
     /// Creates the flag with its sender, which sets it when it is dropped.
-    pub(super) fn new() -> (watch::Sender<bool>, Self) {
+    pub(in crate::host) fn new() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
     }
 
-    pub(super) fn is_set(&self) -> bool {
+    pub(in crate::host) fn is_set(&self) -> bool {
         *self.0.borrow() || self.0.has_changed().is_err()
     }
 

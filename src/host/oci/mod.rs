@@ -7,7 +7,7 @@
 //! Cancel/crash: jobs end with the daemon, or with the last image that needs them, and are begun again. Blobs
 //! continue at the point where they stopped.
 
-mod archive;
+pub(super) mod archive;
 mod asked;
 mod clients;
 mod emit;
@@ -18,7 +18,7 @@ mod holds;
 mod import;
 #[cfg(test)]
 mod import_cases;
-mod jobs;
+pub(super) mod jobs;
 mod layout;
 mod manifest;
 mod merge;
@@ -30,7 +30,7 @@ mod merge_model;
 mod odd_archives;
 mod pax;
 mod quota;
-mod receive;
+pub(super) mod receive;
 mod registry;
 mod rootfs;
 mod session;
@@ -39,7 +39,8 @@ mod shares;
 mod tests;
 mod transfer;
 mod transport;
-mod unpack;
+pub(super) mod unpack;
+mod uploaded;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -50,7 +51,6 @@ use stead_controllers::host::{HostError, HostErrorKind, ImageJobs, Images, Job, 
 use stead_schemas::api::PushCredentials;
 use stead_schemas::names::{Digest, ImageRef, Platform, Uid};
 use stead_schemas::quantity::Bytes;
-use tokio::sync::Semaphore;
 
 use asked::{Question, Questions};
 use clients::Clients;
@@ -89,8 +89,7 @@ pub struct Oci {
     questions: Questions,
     clients: Clients,
     target: Target,
-    uploads: Arc<Semaphore>,
-    uploads_of: Arc<crate::peers::Shares<Arc<str>>>,
+    uploads: receive::Uploads,
 }
 
 impl std::fmt::Debug for Oci {
@@ -118,8 +117,7 @@ impl Oci {
             questions: Questions::new(clients.clone()),
             clients,
             target,
-            uploads: Arc::new(Semaphore::new(receive::UPLOADS_MAX)),
-            uploads_of: crate::peers::Shares::new(receive::UPLOADS_MAX / 2),
+            uploads: receive::Uploads::new(),
         })
     }
 
@@ -295,7 +293,7 @@ impl Oci {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     operation: &'static str,
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, HostError> {
@@ -307,14 +305,14 @@ async fn blocking<T: Send + 'static>(
 
 /// A refusal of an image's content, or a disk error during the work on it.
 #[derive(Debug)]
-struct Refused {
-    kind: HostErrorKind,
-    message: String,
+pub(super) struct Refused {
+    pub(super) kind: HostErrorKind,
+    pub(super) message: String,
 }
 
 impl Refused {
     /// Creates a permanent refusal: this content can never succeed.
-    fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         Self { kind: HostErrorKind::Permanent, message: message.into() }
     }
 
@@ -323,7 +321,7 @@ impl Refused {
     }
 
     /// Converts an I/O error. Invalid content has these kinds too, because decoders have no others.
-    fn of_io(error: io::Error) -> Self {
+    pub(super) fn of_io(error: io::Error) -> Self {
         let kind = match error.kind() {
             // Files of ours that were removed by others are fetched again.
             io::ErrorKind::NotFound => HostErrorKind::Transient,
@@ -336,7 +334,7 @@ impl Refused {
         Self { kind, message: error.to_string() }
     }
 
-    fn into_host(self, operation: &'static str, subject: impl Into<String>) -> HostError {
+    pub(super) fn into_host(self, operation: &'static str, subject: impl Into<String>) -> HostError {
         HostError::new(self.kind, operation, subject).because(self.message)
     }
 }

@@ -1,28 +1,28 @@
-//! Uploads of archives by clients: bounded in size, disk space, pace and number, then imported.
+//! Uploads of archives by clients: bounded in size, disk space, pace and number.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use stead_controllers::host::{HostError, HostErrorKind};
+use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::jobs::Stop;
+use super::blocking;
 use super::transfer::Pace;
-use super::unpack::UNPACKED_BYTES_MAX;
-use super::{Hold, Oci, blocking, import, rootfs};
+use crate::peers::Shares;
 
 /// Limit on simultaneous uploads. Each has a file on the disk.
-pub(super) const UPLOADS_MAX: usize = 16;
+const UPLOADS_MAX: usize = 16;
 /// Time limit of one upload. An archive too large for a slow line goes through a registry.
 const UPLOAD_DEADLINE: Duration = Duration::from_secs(3600);
 /// Time after which a client that sends nothing is considered gone.
 const STALL: Duration = Duration::from_secs(30);
-/// Time limit for reading and building an upload.
-const IMPORT_DEADLINE: Duration = Duration::from_secs(3600);
 /// Number of bytes written between two checks of the free disk space.
 const ROOM_INTERVAL_BYTES: u64 = 16 << 20;
 
@@ -34,74 +34,81 @@ fn refused(kind: HostErrorKind, words: &str) -> HostError {
     HostError::new(kind, "receive", "an archive").because(words)
 }
 
-impl Oci {
-    /// Receives an archive from a client and builds its root file system. The hold keeps the content. One client may
-    /// use at most half of the uploads.
+/// The uploads of all clients. Clones share them.
+#[derive(Clone)]
+pub(in crate::host) struct Uploads {
+    permits: Arc<Semaphore>,
+    shares: Arc<Shares<Arc<str>>>,
+}
+
+/// The file of an upload, and its bounds.
+pub(in crate::host) struct Place {
+    /// Directory of the file.
+    pub(in crate::host) directory: PathBuf,
+    /// Largest size of the file, in bytes.
+    pub(in crate::host) size_max: u64,
+    /// Checks that the disk has room for more.
+    pub(in crate::host) need_room: Arc<dyn Fn() -> io::Result<()> + Send + Sync>,
+}
+
+impl Uploads {
+    pub(super) fn new() -> Self {
+        Self { permits: Arc::new(Semaphore::new(UPLOADS_MAX)), shares: Shares::new(UPLOADS_MAX / 2) }
+    }
+
+    /// Receives an archive from a client into a file without an owner, which is removed with the value. Returns `None` if
+    /// the archive is larger than its place. One client may have at most half of the uploads.
     ///
     /// # Errors
-    /// Permanent, with the reason, if the archive is no image or is hostile. Exhausted if there is no room. Transient
-    /// while too many uploads run.
-    pub async fn import(
+    /// Permanent if the archive comes too slowly. Exhausted if there is no room. Transient while too many uploads run.
+    pub(in crate::host) async fn receive(
         &self,
         client: &Arc<str>,
         archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
-    ) -> Result<Hold, HostError> {
+        place: Place,
+    ) -> Result<Option<NamedTempFile>, HostError> {
         let busy = || refused(HostErrorKind::Transient, "too many archives are being received");
-        let share = self.uploads_of.take(client).ok_or_else(busy)?;
-        let upload = self.uploads.try_acquire().map_err(|_| busy())?;
-        let received = tokio::time::timeout(UPLOAD_DEADLINE, self.receive(archive)).await;
-        let late = || refused(HostErrorKind::Permanent, "it took more than an hour; use a registry");
-        let scratch = received.map_err(|_| late())??;
-        drop((upload, share));
-        let permit = self.jobs.conversion_of(client).await;
-        let (layout, target) = (self.layout.clone(), self.target);
-        // When this is dropped, the work on the blocking thread ends: the client is gone, or the time is over.
-        let (given_up, stop) = Stop::new();
-        let work = blocking("import", move || {
-            let _permit = permit;
-            let (manifest, hold) = import::import(&layout, scratch.path(), target, &stop)?;
-            rootfs::build(&layout, &manifest, &stop)?;
-            Ok(hold)
-        });
-        let _given_up = given_up;
-        let late = || refused(HostErrorKind::Permanent, "it takes more than an hour to unpack");
-        tokio::time::timeout(IMPORT_DEADLINE, work).await.map_err(|_| late())?
+        let _share = self.shares.take(client).ok_or_else(busy)?;
+        let _upload = self.permits.try_acquire().map_err(|_| busy())?;
+        let received = tokio::time::timeout(UPLOAD_DEADLINE, write(archive, place)).await;
+        received.map_err(|_| refused(HostErrorKind::Permanent, "it took more than an hour"))?
     }
+}
 
-    async fn receive(
-        &self,
-        mut archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
-    ) -> Result<tempfile::NamedTempFile, HostError> {
-        let layout = self.layout.clone();
-        let scratch = blocking("receive", move || {
-            layout.need_room(0).map_err(failed)?;
-            tempfile::NamedTempFile::new_in(layout.scratch()).map_err(failed)
-        });
-        let scratch = scratch.await?;
-        let mut file = tokio::fs::File::from_std(scratch.reopen().map_err(failed)?);
-        let (mut length, mut unseen) = (0u64, 0u64);
-        let mut pace = Pace::new(Instant::now());
-        loop {
-            let next = tokio::time::timeout_at(Instant::now() + STALL, archive.next()).await;
-            let stalled = || refused(HostErrorKind::Permanent, "nothing came for 30 s");
-            let Some(chunk) = next.map_err(|_| stalled())? else { break };
-            let chunk = chunk.map_err(failed)?;
-            pace.received(chunk.len());
-            if !pace.is_kept(Instant::now()) {
-                return Err(refused(HostErrorKind::Permanent, "it comes too slowly"));
-            }
-            (length, unseen) = (length + chunk.len() as u64, unseen + chunk.len() as u64);
-            if length > UNPACKED_BYTES_MAX {
-                return Err(refused(HostErrorKind::Permanent, "it is larger than an image may be"));
-            }
-            if unseen >= ROOM_INTERVAL_BYTES {
-                unseen = 0;
-                let layout = self.layout.clone();
-                blocking("receive", move || layout.need_room(0).map_err(failed)).await?;
-            }
-            file.write_all(&chunk).await.map_err(failed)?;
+async fn write(
+    mut archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
+    place: Place,
+) -> Result<Option<NamedTempFile>, HostError> {
+    let Place { directory, size_max, need_room } = place;
+    let checked = need_room.clone();
+    let scratch = blocking("receive", move || {
+        checked().map_err(failed)?;
+        NamedTempFile::new_in(directory).map_err(failed)
+    });
+    let scratch = scratch.await?;
+    let mut file = tokio::fs::File::from_std(scratch.reopen().map_err(failed)?);
+    let (mut length, mut unseen) = (0u64, 0u64);
+    let mut pace = Pace::new(Instant::now());
+    loop {
+        let next = tokio::time::timeout_at(Instant::now() + STALL, archive.next()).await;
+        let stalled = || refused(HostErrorKind::Permanent, "nothing came for 30 s");
+        let Some(chunk) = next.map_err(|_| stalled())? else { break };
+        let chunk = chunk.map_err(failed)?;
+        pace.received(chunk.len());
+        if !pace.is_kept(Instant::now()) {
+            return Err(refused(HostErrorKind::Permanent, "it comes too slowly"));
         }
-        file.flush().await.map_err(failed)?;
-        Ok(scratch)
+        (length, unseen) = (length + chunk.len() as u64, unseen + chunk.len() as u64);
+        if length > size_max {
+            return Ok(None);
+        }
+        if unseen >= ROOM_INTERVAL_BYTES {
+            unseen = 0;
+            let need_room = need_room.clone();
+            blocking("receive", move || need_room().map_err(failed)).await?;
+        }
+        file.write_all(&chunk).await.map_err(failed)?;
     }
+    file.flush().await.map_err(failed)?;
+    Ok(Some(scratch))
 }

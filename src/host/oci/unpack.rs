@@ -15,7 +15,7 @@ const RATIO_FREE_BYTES: u64 = 1 << 30;
 
 /// Opens a reader of a file's decompressed bytes. It ends with an error beyond `budget` bytes, when the compression
 /// ratio is suspicious, or when the work was stopped.
-pub(super) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
+pub(in crate::host) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
     let compressed = file.metadata().map_err(Refused::of_io)?.len();
     let mut magic = [0u8; 6];
     let mut count = 0;
@@ -37,7 +37,7 @@ pub(super) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, 
         _ => Box::new(file),
     };
     let by_ratio = RATIO_FREE_BYTES.saturating_add(compressed.saturating_mul(RATIO_MAX));
-    Ok(Bounded { inner: reader, left: budget.min(by_ratio), stop: stop.clone() })
+    Ok(Bounded { inner: reader, left: budget.min(by_ratio), stop: stop.clone(), is_over: false })
 }
 
 fn foreign(name: &str) -> Refused {
@@ -45,10 +45,18 @@ fn foreign(name: &str) -> Refused {
 }
 
 /// A reader that ends with an error where `take` would end silently.
-pub(super) struct Bounded {
+pub(in crate::host) struct Bounded {
     inner: Box<dyn Read>,
     left: u64,
     stop: Stop,
+    is_over: bool,
+}
+
+impl Bounded {
+    /// Returns whether there is more than the budget, or the compression ratio is suspicious.
+    pub(in crate::host) fn is_over(&self) -> bool {
+        self.is_over
+    }
 }
 
 impl Read for Bounded {
@@ -57,9 +65,11 @@ impl Read for Bounded {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it was given up"));
         }
         let count = self.inner.read(buffer)?;
-        let too_much =
-            || io::Error::new(io::ErrorKind::InvalidData, "the layers unpack to more than an image may");
-        self.left = self.left.checked_sub(count as u64).ok_or_else(too_much)?;
+        let Some(left) = self.left.checked_sub(count as u64) else {
+            self.is_over = true;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it unpacks to more than it may"));
+        };
+        self.left = left;
         Ok(count)
     }
 }

@@ -99,6 +99,7 @@ async fn ours() -> f64 {
                     purpose: DiskPurpose::RootOverlay,
                     source: None,
                     source_disk: None,
+                    prepared: None,
                 };
                 let name = Name::from(&uid);
                 tx.create::<Disk>(New { uid: Some(uid), name, tags: BTreeMap::new(), owner: None, spec })?;

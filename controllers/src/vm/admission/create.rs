@@ -38,7 +38,7 @@ pub fn create(
     let uid = tx.next_uid();
     let (image, pull) = image(tx, &request)?;
     let purpose = DiskPurpose::RootOverlay;
-    let disk = DiskSpec { size: request.overlay, purpose, source: None, source_disk: None };
+    let disk = DiskSpec { size: request.overlay, purpose, source: None, source_disk: None, prepared: None };
     let tap = request.has_network.then(|| TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus));
     let allocated = allocate(tx, &uid, image, disk, tap.transpose()?)?;
     let volumes = volumes::take(tx, &uid, request.volumes)?;

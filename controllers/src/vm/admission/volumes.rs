@@ -63,7 +63,7 @@ fn overlay(
     source: Option<(&Uid, &Uid)>,
 ) -> Result<Uid, Refused> {
     let (source, source_disk) = source.map(|(snapshot, disk)| (snapshot.clone(), disk.clone())).unzip();
-    let spec = DiskSpec { size, purpose: DiskPurpose::VolumeOverlay, source, source_disk };
+    let spec = DiskSpec { size, purpose: DiskPurpose::VolumeOverlay, source, source_disk, prepared: None };
     Ok(new_disk(tx, owner(instance), spec)?)
 }
 
@@ -139,7 +139,7 @@ pub(super) fn fork(
                     size: taken.size,
                     tags: Tags::new(),
                     owner: Some(owner(instance)),
-                    source: Some((snapshot.meta.uid.clone(), taken.disk.clone())),
+                    content: volumes::Content::Copy(snapshot.meta.uid.clone(), taken.disk.clone()),
                 };
                 mount.volume = volumes::begin(tx, copy)?.meta.uid.clone();
             }

@@ -1,0 +1,77 @@
+//! Volumes that begin as archives, in real VMs.
+
+use std::path::Path;
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::fixtures::until;
+use crate::harness::{Answer, Harness, MOMENT, image};
+use crate::invariants::settles;
+use crate::namespace::in_namespace;
+use crate::socket::shell;
+
+/// Makes a compressed archive of files with foreign owners and modes.
+fn archive(site: &Harness) -> Vec<u8> {
+    let script = "rm -rf $SCRATCH/tree && mkdir -p $SCRATCH/tree/sub && cd $SCRATCH/tree && echo words >sub/file && \
+                  ln -s file sub/link && ln sub/file sub/same && chown -R 1234:5678 sub && chmod 4750 sub/file && \
+                  dd if=/dev/urandom of=large bs=1M count=20 2>/dev/null && tar -C . -czf ../tree.tar.gz .";
+    site.shell(&script.replace("$SCRATCH", &site.scratch("").display().to_string()));
+    std::fs::read(site.scratch("tree.tar.gz")).expect("made")
+}
+
+async fn upload(site: &Harness, parameters: &str, archive: Vec<u8>) -> Answer {
+    let path = format!("/volumes/from-archive?{parameters}");
+    site.attempt_raw(reqwest::Method::POST, &path, archive).await.expect("answered")
+}
+
+/// Returns the names of what is left of archives in the data directory.
+fn left(data: &Path) -> Vec<std::ffi::OsString> {
+    let entries = ["archives", "disks/prepared"].map(|name| std::fs::read_dir(data.join(name)).expect("there"));
+    entries.into_iter().flatten().map(|entry| entry.expect("read").file_name()).collect()
+}
+
+#[test]
+fn a_volume_has_the_files_of_its_archive_and_a_refused_one_leaves_nothing() {
+    in_namespace(async || {
+        let mut site = Harness::running().await;
+        let archive = archive(&site);
+        let made = upload(&site, "name=seed&size_gb=1&tags%5Bteam%5D=a", archive.clone()).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{made:?}\n{}", site.daemon_log());
+        assert_eq!((&made.body["name"], &made.body["tags"]), (&json!("seed"), &json!({"team": "a"})), "{made:?}");
+        let taken = upload(&site, "name=seed&size_gb=1", archive.clone()).await;
+        assert_eq!((taken.status, &taken.body["code"]), (StatusCode::CONFLICT, &json!("already_exists")));
+        // Zeros that take no room in the archive, and more of them than the volume has.
+        let zeros = "truncate -s 1100M $SCRATCH/zeros && tar -C $SCRATCH -czf $SCRATCH/zeros.tar.gz zeros";
+        site.shell(&zeros.replace("$SCRATCH", &site.scratch("").display().to_string()));
+        let zeros = std::fs::read(site.scratch("zeros.tar.gz")).expect("made");
+        let large = upload(&site, "name=large&size_gb=1", zeros).await;
+        assert_eq!((large.status, &large.body["code"]), (StatusCode::BAD_REQUEST, &json!("archive_too_large")));
+        let broken = upload(&site, "name=broken&size_gb=1", archive[..archive.len() / 2].to_vec()).await;
+        assert_eq!(broken.status, StatusCode::BAD_REQUEST, "{broken:?}");
+        let mounts: Value = json!([{ "volume_id": "seed", "mount_path": "/data" }]);
+        let body = json!({
+            "size": "128MB", "volumes": mounts, "cmd": ["sh", "-c", "while true; do sleep 1; done"],
+        });
+        site.create("box", &image("busybox"), body).await;
+        site.until_state("box", "Running").await;
+        let seen = shell(
+            &site,
+            "box",
+            "cd /data/sub && cat file same && stat -c '%u %g %a' file && readlink link && wc -c </data/large && echo new >/data/new",
+        )
+        .await;
+        assert_eq!(seen, format!("words\nwords\n1234 5678 4750\nfile\n{}", 20 << 20));
+        // Nothing is left of what was refused, or of what was unpacked on the way.
+        until("nothing of archives", MOMENT, async || left(&site.data()).is_empty().then_some(())).await;
+        let volumes = site.request(reqwest::Method::GET, "/volumes", None).await;
+        assert_eq!(volumes.body.as_array().map(Vec::len), Some(1), "{volumes:?}");
+        // The content is the volume's own: it survives the daemon and its instance.
+        site.kill().await;
+        site.start().await;
+        site.delete("box").await;
+        let deleted = site.request(reqwest::Method::DELETE, "/volumes/seed", None).await;
+        assert!(deleted.status.is_success(), "{deleted:?}");
+        settles(&mut site, "volumes from archives").await;
+    });
+}
