@@ -27,7 +27,8 @@ async fn upload(site: &Harness, parameters: &str, archive: Vec<u8>) -> Answer {
 
 /// Returns the names of what is left of archives in the data directory.
 fn left(data: &Path) -> Vec<std::ffi::OsString> {
-    let entries = ["archives", "disks/prepared"].map(|name| std::fs::read_dir(data.join(name)).expect("there"));
+    let entries =
+        ["archives", "disks/prepared"].map(|name| std::fs::read_dir(data.join(name)).expect("there"));
     entries.into_iter().flatten().map(|entry| entry.expect("read").file_name()).collect()
 }
 
@@ -38,7 +39,11 @@ fn a_volume_has_the_files_of_its_archive_and_a_refused_one_leaves_nothing() {
         let archive = archive(&site);
         let made = upload(&site, "name=seed&size_gb=1&tags%5Bteam%5D=a", archive.clone()).await;
         assert_eq!(made.status, StatusCode::CREATED, "{made:?}\n{}", site.daemon_log());
-        assert_eq!((&made.body["name"], &made.body["tags"]), (&json!("seed"), &json!({"team": "a"})), "{made:?}");
+        assert_eq!(
+            (&made.body["name"], &made.body["tags"]),
+            (&json!("seed"), &json!({"team": "a"})),
+            "{made:?}"
+        );
         let taken = upload(&site, "name=seed&size_gb=1", archive.clone()).await;
         assert_eq!((taken.status, &taken.body["code"]), (StatusCode::CONFLICT, &json!("already_exists")));
         // Zeros that take no room in the archive, and more of them than the volume has.
@@ -46,7 +51,10 @@ fn a_volume_has_the_files_of_its_archive_and_a_refused_one_leaves_nothing() {
         site.shell(&zeros.replace("$SCRATCH", &site.scratch("").display().to_string()));
         let zeros = std::fs::read(site.scratch("zeros.tar.gz")).expect("made");
         let large = upload(&site, "name=large&size_gb=1", zeros).await;
-        assert_eq!((large.status, &large.body["code"]), (StatusCode::BAD_REQUEST, &json!("archive_too_large")));
+        assert_eq!(
+            (large.status, &large.body["code"]),
+            (StatusCode::BAD_REQUEST, &json!("archive_too_large"))
+        );
         let broken = upload(&site, "name=broken&size_gb=1", archive[..archive.len() / 2].to_vec()).await;
         assert_eq!(broken.status, StatusCode::BAD_REQUEST, "{broken:?}");
         let mounts: Value = json!([{ "volume_id": "seed", "mount_path": "/data" }]);

@@ -231,7 +231,7 @@ impl Play {
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
-            rates: Rates::default(),
+            rates: Rates { disk: self.disk_rate(), ..Rates::default() },
             env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
@@ -262,9 +262,15 @@ impl Play {
         let health = Some(self.health_check());
         // Sometimes a policy is set, removed or changed.
         let auto_standby = self.auto_standby();
-        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby };
+        let disk_rate = self.disk_rate();
+        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby, disk_rate };
         self.log.push(format!("patch {uid} {:?}", patch.health));
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
+    }
+
+    /// Draws a limit of the disks, none, or the removal of one.
+    fn disk_rate(&mut self) -> Option<Rate> {
+        self.rng.chance(500).then(|| Rate(self.rng.below(3) << 20))
     }
 
     pub(crate) fn pick(&mut self) -> Option<Uid> {
