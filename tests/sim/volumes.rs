@@ -32,7 +32,17 @@ impl Play {
     async fn make_volume(&mut self, word: &str) {
         let name = Name::resource(word).expect("valid");
         let asked = VolumeCreate { id: None, name, size: Bytes(1 << 30), tags: Tags::new() };
-        let _ = self.daemon.store.transact(move |tx| admission::create(tx, asked)).await;
+        // Some begin as an archive, whose file is prepared before the volume is stored.
+        let (is_prepared, world) = (self.rng.chance(300), self.world.clone());
+        let create = move |tx: &mut Tx<'_>| {
+            if !is_prepared {
+                return admission::create(tx, asked);
+            }
+            let file = tx.next_uid();
+            world.prepare_disk(file.clone(), asked.size);
+            admission::create_from(tx, asked, file)
+        };
+        let _ = self.daemon.store.transact(create).await;
     }
 
     /// Draws the mounts of a new instance: mostly none.

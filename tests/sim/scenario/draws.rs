@@ -42,6 +42,11 @@ impl Play {
         })
     }
 
+    /// Draws a limit of the disks, none, or the removal of one.
+    pub(super) fn disk_rate(&mut self) -> Option<Rate> {
+        self.rng.chance(500).then(|| Rate(self.rng.below(3) << 20))
+    }
+
     pub(super) fn compression(&mut self) -> Option<Compression> {
         self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
     }
@@ -49,5 +54,17 @@ impl Play {
     pub(super) fn target(&mut self) -> Option<Power> {
         let targets = [None, Some(Power::Running), Some(Power::Standby), Some(Power::Stopped)];
         targets[usize::try_from(self.rng.below(4)).expect("small")]
+    }
+
+    /// Draws a live instance that is in no pool.
+    pub(crate) fn pick(&mut self) -> Option<Uid> {
+        let instances = self.daemon.store.list::<Instance>();
+        let live: Vec<Uid> = instances
+            .iter()
+            .filter(|one| !one.meta.is_deleting() && !one.is_pooled())
+            .map(|one| one.meta.uid.clone())
+            .collect();
+        let at = usize::try_from(self.rng.below(live.len() as u64)).expect("small");
+        live.get(at).cloned()
     }
 }

@@ -31,7 +31,7 @@ use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Nic;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
-use stead_schemas::quantity::{Bytes, GoDuration};
+use stead_schemas::quantity::{Bytes, GoDuration, Rate};
 use stead_schemas::schedule::Retention;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 use tokio::time::sleep;
@@ -266,22 +266,6 @@ impl Play {
         let patch = InstancePatch { restart: None, expiry: None, health, auto_standby, disk_rate };
         self.log.push(format!("patch {uid} {:?}", patch.health));
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
-    }
-
-    /// Draws a limit of the disks, none, or the removal of one.
-    fn disk_rate(&mut self) -> Option<Rate> {
-        self.rng.chance(500).then(|| Rate(self.rng.below(3) << 20))
-    }
-
-    pub(crate) fn pick(&mut self) -> Option<Uid> {
-        let instances = self.daemon.store.list::<Instance>();
-        let live: Vec<Uid> = instances
-            .iter()
-            .filter(|one| !one.meta.is_deleting() && !one.is_pooled())
-            .map(|one| one.meta.uid.clone())
-            .collect();
-        let at = usize::try_from(self.rng.below(live.len() as u64)).expect("small");
-        live.get(at).cloned()
     }
 
     /// Connects to an instance, running or not.
