@@ -4,6 +4,7 @@
 mod data;
 mod host;
 mod leftovers;
+mod network;
 
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ impl Finding {
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = host::examine(config).await;
     let daemon = data::daemon(config).await;
+    findings.extend(network::examine(config).await);
     findings.extend(data::examine(config, &daemon));
     findings.extend(leftovers::examine(config, &daemon).await);
     findings

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::fixtures::accelerator;
-use crate::harness::Harness;
+use crate::harness::{Harness, image};
 use crate::invariants::settles;
 use crate::machine_types::{COUNTER, counts_on, is_on, made, post, verb};
 use crate::namespace::in_namespace;
@@ -15,6 +15,34 @@ use crate::standby::counted;
 
 /// Number of lines of the copied file.
 const LINES: u32 = 50_000;
+
+/// Hides the host's KVM: a device that no driver has takes its place.
+const WITHOUT_KVM: &str =
+    "if test -e /dev/kvm; then mknod $DATA/../no-kvm c 240 250; mount --bind $DATA/../no-kvm /dev/kvm; fi";
+
+#[test]
+fn a_host_without_kvm_that_is_to_have_it_starts_no_vm_and_says_why() {
+    in_namespace(async || {
+        let mut site = Harness::new().await;
+        site.shell(WITHOUT_KVM);
+        site.spawn_with(&[("STEAD_ACCELERATOR", "kvm")]);
+        site.answers().await;
+        let host = site.request(Method::GET, "/capabilities", None).await.body["host"].clone();
+        let says_why = |text: &Value| text.as_str().is_some_and(|text| text.contains("cannot use KVM"));
+        assert!(says_why(&host["accelerator_problem"]), "{host:#}");
+        site.create("box", &image("busybox"), json!({ "size": "128MB" })).await;
+        let is_refused = |seen: &Value| {
+            let conditions = seen["conditions"].as_array().into_iter().flatten();
+            conditions
+                .clone()
+                .any(|one| one["type"] == "Ready" && one["status"] == "False" && says_why(&one["message"]))
+        };
+        site.until("box", "the reason", is_refused).await;
+        assert_eq!(site.vmms(), [0; 0], "it is not emulated instead");
+        site.delete("box").await;
+        settles(&mut site, "a host without KVM").await;
+    });
+}
 
 /// Checks that the daemon reports the accelerator, and that this VM runs on it.
 async fn is_accelerated(site: &Harness, name: &str) {

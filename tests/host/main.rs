@@ -3,6 +3,7 @@
 //! They need root and the Debian packages that `deploy/setup` installs.
 
 mod disks;
+mod doctor;
 mod fake_registry;
 mod firewall;
 mod firewall_nics;

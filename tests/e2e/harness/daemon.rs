@@ -17,9 +17,20 @@ use crate::unit;
 impl Harness {
     /// Starts a daemon that dies at `failpoint`. It may be dead when this returns.
     pub(crate) fn spawn(&mut self, failpoint: Option<&str>) {
+        let command = self.serve(unit::command(DAEMON), failpoint);
+        self.launch(command);
+    }
+
+    /// Starts a daemon with additional variables in its environment.
+    pub(crate) fn spawn_with(&mut self, variables: &[(&str, &str)]) {
+        let mut command = self.serve(unit::command(DAEMON), None);
+        command.envs(variables.iter().copied());
+        self.launch(command);
+    }
+
+    fn launch(&mut self, mut command: Command) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
-        let mut command = self.serve(unit::command(DAEMON), failpoint);
         command.stdout(log.try_clone().expect("cloned")).stderr(log);
         self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
     }
