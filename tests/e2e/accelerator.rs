@@ -18,13 +18,14 @@ const LINES: u32 = 50_000;
 
 /// Hides the host's KVM: a device that no driver has takes its place.
 const WITHOUT_KVM: &str =
-    "if test -e /dev/kvm; then mknod $DATA/../no-kvm c 240 250; mount --bind $DATA/../no-kvm /dev/kvm; fi";
+    "if test -e /dev/kvm; then mknod DEVICE c 240 250; mount --bind DEVICE /dev/kvm; fi";
 
 #[test]
 fn a_host_without_kvm_that_is_to_have_it_starts_no_vm_and_says_why() {
     in_namespace(async || {
         let mut site = Harness::new().await;
-        site.shell(WITHOUT_KVM);
+        let device = site.scratch("no-kvm").join("device");
+        site.shell(&WITHOUT_KVM.replace("DEVICE", &device.display().to_string()));
         site.spawn_with(&[("STEAD_ACCELERATOR", "kvm")]);
         site.answers().await;
         let host = site.request(Method::GET, "/capabilities", None).await.body["host"].clone();

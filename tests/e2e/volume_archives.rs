@@ -11,13 +11,20 @@ use crate::invariants::settles;
 use crate::namespace::in_namespace;
 use crate::socket::shell;
 
-/// Makes a compressed archive of files with foreign owners and modes.
-fn archive(site: &Harness) -> Vec<u8> {
-    let script = "rm -rf $SCRATCH/tree && mkdir -p $SCRATCH/tree/sub && cd $SCRATCH/tree && echo words >sub/file && \
-                  ln -s file sub/link && ln sub/file sub/same && chown -R 1234:5678 sub && chmod 4750 sub/file && \
-                  dd if=/dev/urandom of=large bs=1M count=20 2>/dev/null && tar -C . -czf ../tree.tar.gz .";
-    site.shell(&script.replace("$SCRATCH", &site.scratch("").display().to_string()));
-    std::fs::read(site.scratch("tree.tar.gz")).expect("made")
+/// Files with foreign owners and modes, links, and random content.
+const FILES: &str = "mkdir sub; echo words >sub/file; ln -s file sub/link; ln sub/file sub/same; chown -R 1234:5678 sub; \
+                     chmod 4750 sub/file; dd if=/dev/urandom of=large bs=1M count=20 2>/dev/null";
+/// A file of zeros, which takes no room in an archive and more than a volume has.
+const ZEROS: &str = "truncate -s 1100M zeros";
+
+/// Makes a compressed archive of the files that a shell line makes.
+fn archive(site: &Harness, files: &str) -> Vec<u8> {
+    let archive = site.scratch("archives").join("made.tar.gz");
+    site.shell(&format!(
+        "tree=$(mktemp -d) && cd $tree && {files} && tar -C $tree -czf {} . && rm -r $tree",
+        archive.display()
+    ));
+    std::fs::read(archive).expect("made")
 }
 
 async fn upload(site: &Harness, parameters: &str, archive: Vec<u8>) -> Answer {
@@ -36,7 +43,8 @@ fn left(data: &Path) -> Vec<std::ffi::OsString> {
 fn a_volume_has_the_files_of_its_archive_and_a_refused_one_leaves_nothing() {
     in_namespace(async || {
         let mut site = Harness::running().await;
-        let archive = archive(&site);
+        let archive_of = |files| archive(&site, files);
+        let archive = archive_of(FILES);
         let made = upload(&site, "name=seed&size_gb=1&tags%5Bteam%5D=a", archive.clone()).await;
         assert_eq!(made.status, StatusCode::CREATED, "{made:?}\n{}", site.daemon_log());
         assert_eq!(
@@ -46,11 +54,7 @@ fn a_volume_has_the_files_of_its_archive_and_a_refused_one_leaves_nothing() {
         );
         let taken = upload(&site, "name=seed&size_gb=1", archive.clone()).await;
         assert_eq!((taken.status, &taken.body["code"]), (StatusCode::CONFLICT, &json!("already_exists")));
-        // Zeros that take no room in the archive, and more of them than the volume has.
-        let zeros = "truncate -s 1100M $SCRATCH/zeros && tar -C $SCRATCH -czf $SCRATCH/zeros.tar.gz zeros";
-        site.shell(&zeros.replace("$SCRATCH", &site.scratch("").display().to_string()));
-        let zeros = std::fs::read(site.scratch("zeros.tar.gz")).expect("made");
-        let large = upload(&site, "name=large&size_gb=1", zeros).await;
+        let large = upload(&site, "name=large&size_gb=1", archive_of(ZEROS)).await;
         assert_eq!(
             (large.status, &large.body["code"]),
             (StatusCode::BAD_REQUEST, &json!("archive_too_large"))
