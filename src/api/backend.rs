@@ -49,7 +49,7 @@ impl std::fmt::Debug for PreparedVolume {
 /// The reason why an archive did not become the content of a volume.
 #[derive(Debug)]
 pub enum PrepareError {
-    /// It does not fit. The text says what of it.
+    /// The archive does not fit. The text says what of it.
     TooLarge(String),
     Host(HostError),
 }

@@ -107,9 +107,11 @@ impl Tap {
 /// # Errors
 /// Returns an error when the device cannot be opened, or `ResourceBusy` when it is in use.
 pub fn attach(name: &LinkName) -> io::Result<File> {
-    let file = attach_beside(name)?;
+    let mut form = Form::OneQueue;
+    let file = open(|file| attach_queue(file, name).map(|found| form = found))?;
     // The kernel refuses a second reader only of a device that cannot have several queues.
-    if queues_of(name)? > 1 { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(file) }
+    let is_shared = form == Form::Queues && queues_of(name)? > 1;
+    if is_shared { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(file) }
 }
 
 /// Attaches to a device, as one of its readers if the device can have several queues.
@@ -117,7 +119,7 @@ pub fn attach(name: &LinkName) -> io::Result<File> {
 /// # Errors
 /// Returns an error when the device cannot be opened, or can have one reader only and has one.
 pub fn attach_beside(name: &LinkName) -> io::Result<File> {
-    open(|file| attach_queue(file, name))
+    open(|file| attach_queue(file, name).map(drop))
 }
 
 /// Returns the number of readers of a device, and 1 if it has none.
@@ -137,7 +139,7 @@ fn queues_of(name: &LinkName) -> io::Result<usize> {
 pub fn attach_again(file: impl AsFd, name: &LinkName, frames: Frames) -> io::Result<()> {
     // The form belongs to the device. It is set while nobody reads, so that no frame is read in another form.
     set_frames(attach(name)?, frames)?;
-    attach_queue(file, name)
+    attach_queue(file, name).map(drop)
 }
 
 /// Sets the form of the frames of the device of this descriptor.
@@ -178,15 +180,22 @@ fn open(attach: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {
 ///
 /// # Errors
 /// Returns an error when the descriptor is attached already, or the device can have no further queue.
-pub fn attach_queue(file: impl AsFd, name: &LinkName) -> io::Result<()> {
+pub fn attach_queue(file: impl AsFd, name: &LinkName) -> io::Result<Form> {
     let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
     match attach_to(&file, name, flags) {
         // The kernel returns this for the other kind of device.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            attach_to(file, name, flags | IFF_MULTI_QUEUE)
+            attach_to(file, name, flags | IFF_MULTI_QUEUE).map(|()| Form::Queues)
         }
-        done => done,
+        done => done.map(|()| Form::OneQueue),
     }
+}
+
+/// The number of readers that a device can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    OneQueue,
+    Queues,
 }
 
 fn attach_to(file: impl AsFd, name: &LinkName, flags: u16) -> io::Result<()> {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stead_controllers::host::{
-    DiskLimit, HostError, HostErrorKind, LaunchPlan, Machine, Memory, VmmState, Vmms,
+    DiskLimit, HostError, HostErrorKind, LaunchPlan, Machine, MachineChange, Memory, VmmState, Vmms,
 };
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
@@ -76,6 +76,44 @@ impl Hypervisors {
         }
         let rate = self.on_session(attached, async |session| session.disk_rate().await).await;
         rate.map_or(DiskLimit::Fixed, DiskLimit::from)
+    }
+
+    /// Connects the card of a running VM to another TAP.
+    async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        Self::require(owner, &attached.choice, |has| has.replace_tap, "reconnect the VM of")?;
+        check_tap(tap)?;
+        let refused = |kind| HostError::new(kind, "reconnect the VM of", owner.as_str());
+        let record = Record::read(&self.paths(owner))?.ok_or_else(|| refused(HostErrorKind::Missing))?;
+        let frames = match record.queues {
+            Some(_) => {
+                let frames = self.on_session(&attached, async |session| session.frames().await).await;
+                frames.map_err(|why| refused(HostErrorKind::Transient).because(why))?
+            }
+            // A card behind a hub has no offloads.
+            None => Frames::PLAIN,
+        };
+        let failed = |error| HostError::io("reconnect the VM of", owner.as_str(), error);
+        let process = attached.identity.open().map_err(failed)?;
+        let process = process.ok_or_else(|| refused(HostErrorKind::Missing).because("its VMM ended"))?;
+        let (pid, name, tap) = (attached.identity.pid, owner.clone(), tap.clone());
+        on_thread(owner, move || {
+            let failed = |error| HostError::io("reconnect the VM of", name.as_str(), error);
+            attach_lost(pid, &process, &tap, frames).map_err(failed)
+        })
+        .await?;
+        let resumed = self.on_session(&attached, async |session| session.resume_card().await).await;
+        resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))
+    }
+
+    /// Limits the disks of a running VM, or ends their limit.
+    async fn limit_disks(&self, owner: &Uid, rate: Option<Rate>) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        Self::require(owner, &attached.choice, |has| has.io_limits, "limit the disks of")?;
+        let limited = self.on_session(&attached, async |session| session.limit_disks(rate).await).await;
+        limited.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "limit the disks of", owner.as_str()).because(why)
+        })
     }
 }
 
@@ -156,42 +194,12 @@ impl Vmms for Hypervisors {
         Ok(())
     }
 
-    async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+    async fn change(&self, owner: &Uid, change: &MachineChange) -> Result<(), HostError> {
         let _lock = self.locks.take(owner).await;
-        let attached = self.find_attached(owner)?;
-        Self::require(owner, &attached.choice, |has| has.replace_tap, "reconnect the VM of")?;
-        check_tap(tap)?;
-        let refused = |kind| HostError::new(kind, "reconnect the VM of", owner.as_str());
-        let record = Record::read(&self.paths(owner))?.ok_or_else(|| refused(HostErrorKind::Missing))?;
-        let frames = match record.queues {
-            Some(_) => {
-                let frames = self.on_session(&attached, async |session| session.frames().await).await;
-                frames.map_err(|why| refused(HostErrorKind::Transient).because(why))?
-            }
-            // A card behind a hub has no offloads.
-            None => Frames::PLAIN,
-        };
-        let failed = |error| HostError::io("reconnect the VM of", owner.as_str(), error);
-        let process = attached.identity.open().map_err(failed)?;
-        let process = process.ok_or_else(|| refused(HostErrorKind::Missing).because("its VMM ended"))?;
-        let (pid, name, tap) = (attached.identity.pid, owner.clone(), tap.clone());
-        on_thread(owner, move || {
-            let failed = |error| HostError::io("reconnect the VM of", name.as_str(), error);
-            attach_lost(pid, &process, &tap, frames).map_err(failed)
-        })
-        .await?;
-        let resumed = self.on_session(&attached, async |session| session.resume_card().await).await;
-        resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))
-    }
-
-    async fn limit_disks(&self, owner: &Uid, rate: Option<Rate>) -> Result<(), HostError> {
-        let _lock = self.locks.take(owner).await;
-        let attached = self.find_attached(owner)?;
-        Self::require(owner, &attached.choice, |has| has.io_limits, "limit the disks of")?;
-        let limited = self.on_session(&attached, async |session| session.limit_disks(rate).await).await;
-        limited.map_err(|why| {
-            HostError::new(HostErrorKind::Transient, "limit the disks of", owner.as_str()).because(why)
-        })
+        match change {
+            MachineChange::Tap(tap) => self.replace_tap(owner, tap).await,
+            MachineChange::DiskRate(rate) => self.limit_disks(owner, *rate).await,
+        }
     }
 
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {

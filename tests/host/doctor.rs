@@ -1,4 +1,4 @@
-//! What `stead doctor` says of the network of a host.
+//! The findings of `stead doctor` on the network of a host.
 
 use stead::config::Config;
 use stead::doctor::{Level, examine};

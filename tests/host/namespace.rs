@@ -20,6 +20,8 @@ pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {
     if env::var_os(INSIDE).is_some() {
         // A new namespace begins with the host's setting.
         shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
+        // It shows the devices of the namespace in which it was mounted.
+        shell("mount -t sysfs sysfs /sys");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }

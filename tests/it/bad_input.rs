@@ -178,10 +178,25 @@ fn unsupported_fields() -> Vec<Case> {
     ]
 }
 
+/// Returns requests for volumes from archives.
+fn archives() -> Vec<Case> {
+    let archive = |path, code, words| ("POST", path, String::new(), 400, code, words);
+    vec![
+        archive("/volumes/from-archive", "invalid_request", "name is required"),
+        archive("/volumes/from-archive?name=v", "invalid_request", "size_gb is required"),
+        archive("/volumes/from-archive?name=v&size_gb=x", "invalid_request", "size_gb "),
+        archive("/volumes/from-archive?name=v&size_gb=0", "invalid_request", "size_gb "),
+        archive("/volumes/from-archive?name=V&size_gb=1", "invalid_request", "name "),
+        archive("/volumes/from-archive?name=v&size_gb=1&id=x", "invalid_request", "id "),
+        archive("/volumes/from-archive?name=v&size_gb=1&more=1", "invalid_request", "more "),
+        archive("/volumes/from-archive?name=v&size_gb=1&tags[%24]=1", "invalid_request", "tags"),
+        archive("/volumes/from-archive?name=v&size_gb=1", "archive_too_large", "is larger"),
+    ]
+}
+
 /// Returns all requests other than creations.
 fn others() -> Vec<Case> {
     let get = |path, status, code, words| ("GET", path, String::new(), status, code, words);
-    let archive = |path, code, words| ("POST", path, String::new(), 400, code, words);
     let image = |body: Value, code, words| ("POST", "/images", body.to_string(), 400, code, words);
     vec![
         get("/instances?state=running", 400, "invalid_state", "state"),
@@ -224,15 +239,6 @@ fn others() -> Vec<Case> {
         ("POST", "/volumes", "{\"name\": \"v\"}".to_owned(), 400, "invalid_request", "size_gb is required"),
         ("POST", "/volumes", "{\"name\": \"V\", \"size_gb\": 1}".to_owned(), 400, "invalid_request", "name "),
         get("/volumes/nothing-here", 404, "not_found", "there is no "),
-        archive("/volumes/from-archive", "invalid_request", "name is required"),
-        archive("/volumes/from-archive?name=v", "invalid_request", "size_gb is required"),
-        archive("/volumes/from-archive?name=v&size_gb=x", "invalid_request", "size_gb "),
-        archive("/volumes/from-archive?name=v&size_gb=0", "invalid_request", "size_gb "),
-        archive("/volumes/from-archive?name=V&size_gb=1", "invalid_request", "name "),
-        archive("/volumes/from-archive?name=v&size_gb=1&id=x", "invalid_request", "id "),
-        archive("/volumes/from-archive?name=v&size_gb=1&more=1", "invalid_request", "more "),
-        archive("/volumes/from-archive?name=v&size_gb=1&tags[%24]=1", "invalid_request", "tags"),
-        archive("/volumes/from-archive?name=v&size_gb=1", "archive_too_large", "is larger"),
         ("POST", "/instances/x/volumes/v", "{}".to_owned(), 400, "invalid_request", "mount_path is required"),
         get("/instances/x/snapshot-schedule", 404, "not_found", "there is no "),
         image(json!({}), "invalid_request", "name is required"),
@@ -267,6 +273,7 @@ async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
         .chain(hypervisors())
         .chain(unsupported_fields())
         .chain(policy_fields())
+        .chain(archives())
         .chain(others())
         .collect();
     assert!(cases.len() >= 60, "{} cases", cases.len());

@@ -41,5 +41,5 @@ pub use memories::{AdoptPlan, Memories, Memory, SavedMemory};
 pub use ports::Host;
 pub use probes::{ProbePlan, ProbeSeen, Probes};
 pub use snapshots::{CapturePlan, Captured, Snapshots};
-pub use vmms::{DiskLimit, LaunchPlan, Machine, NetworkCard, VmmState, Vmms, VolumeDisk};
+pub use vmms::{DiskLimit, LaunchPlan, Machine, MachineChange, NetworkCard, VmmState, Vmms, VolumeDisk};
 pub use wake::{PendingConnection, WakeListener, WakeListeners};

@@ -80,6 +80,15 @@ impl From<Option<Rate>> for DiskLimit {
     }
 }
 
+/// A single change of a running machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineChange {
+    /// The card is connected to the TAP of this name. The guest notices only the lost frames.
+    Tap(LinkName),
+    /// The disks have this limit, or none. The guest waits for what is above the limit.
+    DiskRate(Option<Rate>),
+}
+
 /// The parameters of a VMM, with all references resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
@@ -153,14 +162,11 @@ pub trait Vmms: Send + Sync + 'static {
     /// Resumes the vCPUs. The error is Conflict while a saved memory exists, because it would become older
     /// than the disk.
     fn resume(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Connects a running machine's card to the TAP of this name; the guest notices only the lost frames. The
-    /// error is Missing if the TAP does not exist.
-    fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Limits the disks of a running machine, or ends their limit. The guest waits for what is above the limit.
-    fn limit_disks(
+    /// Changes a running machine. The error is Missing if the machine, or a TAP that it should have, does not exist.
+    fn change(
         &self,
         owner: &Uid,
-        rate: Option<Rate>,
+        change: &MachineChange,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by pid alone) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

@@ -14,7 +14,9 @@ use stead_schemas::quantity::Rate;
 use super::World;
 use super::program::Program;
 use super::written::Known;
-use crate::host::{GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, VmmState, Vmms};
+use crate::host::{
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, MachineChange, VmmState, Vmms,
+};
 
 /// A VMM process, or its leftovers.
 #[derive(Debug, Clone)]
@@ -317,21 +319,17 @@ impl Vmms for World {
         Ok(())
     }
 
-    async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
-        self.verb("reconnect", owner.as_str(), |state| {
-            let missing = || HostError::new(HostErrorKind::Missing, "reconnect", owner.as_str());
-            if !state.links.contains_key(tap) {
+    async fn change(&self, owner: &Uid, change: &MachineChange) -> Result<(), HostError> {
+        self.verb("change the VM of", owner.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "change the VM of", owner.as_str());
+            if matches!(change, MachineChange::Tap(tap) if !state.links.contains_key(tap)) {
                 return Err(missing());
             }
-            state.machines.get_mut(owner).ok_or_else(missing)?.is_network_cut = false;
-            Ok(())
-        })
-        .await
-    }
-
-    async fn limit_disks(&self, owner: &Uid, rate: Option<Rate>) -> Result<(), HostError> {
-        self.on_vmm("limit the disks of", owner, |vmm| {
-            vmm.disk_rate = rate;
+            let vmm = state.machines.get_mut(owner).ok_or_else(missing)?;
+            match change {
+                MachineChange::Tap(_) => vmm.is_network_cut = false,
+                MachineChange::DiskRate(rate) => vmm.disk_rate = *rate,
+            }
             Ok(())
         })
         .await

@@ -59,8 +59,8 @@ use stead_schemas::numbers::{Generation, StandbyNo};
 use stead_schemas::quantity::Rate;
 
 use crate::host::{
-    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Memories, NetworkCard,
-    ProbePlan, Probes, Vmms, WakeListeners,
+    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, MachineChange, Memories,
+    NetworkCard, ProbePlan, Probes, Vmms, WakeListeners,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
@@ -158,8 +158,12 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             Action::Compress(uid, how) => self.host.memories().compress(uid, *how).await,
             Action::Adopt(plan) => self.host.memories().adopt(plan).await,
             Action::TakeIdentity(uid, identity) => self.host.guests().take_identity(uid, identity).await,
-            Action::Reconnect(uid, tap) => self.host.vmms().replace_tap(uid, tap).await,
-            Action::LimitDisks(uid, rate) => self.host.vmms().limit_disks(uid, *rate).await,
+            Action::Reconnect(uid, tap) => {
+                self.host.vmms().change(uid, &MachineChange::Tap(tap.clone())).await
+            }
+            Action::LimitDisks(uid, rate) => {
+                self.host.vmms().change(uid, &MachineChange::DiskRate(*rate)).await
+            }
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,
             Action::Kill(uid) => self.host.vmms().kill(uid).await,

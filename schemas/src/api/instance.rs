@@ -14,7 +14,7 @@ use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
 use super::schema::{TagMap, Time};
 use super::volume::{MountRequest, MountView};
-use super::{auto_standby, compression, health, policy, unsupported, volume};
+use super::{auto_standby, compression, health, policy, rates, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
@@ -26,7 +26,7 @@ use crate::network::NicSpec;
 use crate::node::NodeOffer;
 use crate::numbers::Generation;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
-use crate::quantity::{Bytes, Rate};
+use crate::quantity::Bytes;
 use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
@@ -89,7 +89,7 @@ impl InstanceRequest {
             limits::OVERLAY_MAX,
             &mut errors,
         );
-        let disk_rate = disk_rate(&mut fields, &mut errors);
+        let disk_rate = rates::disk(&mut fields, &mut errors);
         let env = env(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
         let cmd = argv(&mut fields, "cmd", &mut errors);
@@ -136,17 +136,6 @@ impl InstanceRequest {
             _ => Err(errors),
         }
     }
-}
-
-/// Reads the limit of the disks; 0 stands for no limit.
-pub(super) fn disk_rate(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Rate> {
-    const CODE: &str = "invalid_disk_io_bps";
-    let (least, most) = (Rate(limits::DISK_RATE_MIN.0), Rate(limits::DISK_RATE_MAX.0));
-    let rate: Rate = fields.parsed("disk_io_bps", CODE, errors)?;
-    if rate.0 > 0 && !(least..=most).contains(&rate) {
-        errors.push(fields.path("disk_io_bps"), CODE, format!("must be 0, or from {least} to {most}"));
-    }
-    Some(rate)
 }
 
 fn pulls_always(fields: &mut Fields, errors: &mut FieldErrors) -> bool {

@@ -18,6 +18,7 @@ mod ingress;
 mod instance;
 mod policy;
 pub mod query;
+mod rates;
 mod schedule;
 pub mod schema;
 mod snapshot;

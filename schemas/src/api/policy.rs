@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::instance::disk_rate;
 use super::schema::Time;
-use super::{auto_standby, health};
+use super::{auto_standby, health, rates};
 use crate::health::HealthCheck;
 use crate::limits;
 use crate::policy::{
@@ -106,7 +105,7 @@ impl InstancePatch {
         let expiry = expiry(&mut fields, &mut errors);
         let health = health::health_check(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
-        let disk_rate = disk_rate(&mut fields, &mut errors);
+        let disk_rate = rates::disk(&mut fields, &mut errors);
         // Only values of credentials may change, and credentials do not exist yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));

@@ -41,8 +41,8 @@ pub(in crate::host) struct Uploads {
     shares: Arc<Shares<Arc<str>>>,
 }
 
-/// The file of an upload, and its bounds.
-pub(in crate::host) struct Place {
+/// The directory of an upload's file, and what bounds it.
+pub(in crate::host) struct Bounds {
     /// Directory of the file.
     pub(in crate::host) directory: PathBuf,
     /// Largest size of the file, in bytes.
@@ -57,7 +57,7 @@ impl Uploads {
     }
 
     /// Receives an archive from a client into a file without an owner, which is removed with the value. Returns `None` if
-    /// the archive is larger than its place. One client may have at most half of the uploads.
+    /// the archive is larger than it may be. One client may have at most half of the uploads.
     ///
     /// # Errors
     /// Permanent if the archive comes too slowly. Exhausted if there is no room. Transient while too many uploads run.
@@ -65,21 +65,21 @@ impl Uploads {
         &self,
         client: &Arc<str>,
         archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
-        place: Place,
+        bounds: Bounds,
     ) -> Result<Option<NamedTempFile>, HostError> {
         let busy = || refused(HostErrorKind::Transient, "too many archives are being received");
         let _share = self.shares.take(client).ok_or_else(busy)?;
         let _upload = self.permits.try_acquire().map_err(|_| busy())?;
-        let received = tokio::time::timeout(UPLOAD_DEADLINE, write(archive, place)).await;
+        let received = tokio::time::timeout(UPLOAD_DEADLINE, write(archive, bounds)).await;
         received.map_err(|_| refused(HostErrorKind::Permanent, "it took more than an hour"))?
     }
 }
 
 async fn write(
     mut archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
-    place: Place,
+    bounds: Bounds,
 ) -> Result<Option<NamedTempFile>, HostError> {
-    let Place { directory, size_max, need_room } = place;
+    let Bounds { directory, size_max, need_room } = bounds;
     let checked = need_room.clone();
     let scratch = blocking("receive", move || {
         checked().map_err(failed)?;

@@ -9,7 +9,7 @@ use futures::Stream;
 use stead_controllers::host::{HostError, HostErrorKind};
 
 use super::jobs::Stop;
-use super::receive::{Place, Uploads};
+use super::receive::{Bounds, Uploads};
 use super::unpack::UNPACKED_BYTES_MAX;
 use super::{Hold, Oci, blocking, import, rootfs};
 
@@ -29,7 +29,7 @@ impl Oci {
     ) -> Result<Hold, HostError> {
         let refused =
             |words: &str| HostError::new(HostErrorKind::Permanent, "receive", "an archive").because(words);
-        let received = self.uploads.receive(client, archive, self.place()).await?;
+        let received = self.uploads.receive(client, archive, self.bounds()).await?;
         let scratch = received.ok_or_else(|| refused("it is larger than an image may be"))?;
         let permit = self.jobs.conversion_of(client).await;
         let (layout, target) = (self.layout.clone(), self.target);
@@ -51,9 +51,9 @@ impl Oci {
         self.uploads.clone()
     }
 
-    fn place(&self) -> Place {
+    fn bounds(&self) -> Bounds {
         let layout = self.layout.clone();
-        Place {
+        Bounds {
             directory: layout.scratch(),
             size_max: UNPACKED_BYTES_MAX,
             need_room: Arc::new(move || layout.need_room(0)),

@@ -23,7 +23,7 @@ use self::tree::{ENTRIES_MAX, Tree};
 use super::disks::{Ext4Files, Filled};
 use super::oci::archive;
 use super::oci::jobs::Stop;
-use super::oci::receive::{Place, Uploads};
+use super::oci::receive::{Bounds, Uploads};
 use super::oci::{Oci, Refused, blocking, unpack};
 
 /// Time limit for unpacking an archive and making its file system.
@@ -36,7 +36,7 @@ const ROOM_INTERVAL_BYTES: u64 = 64 << 20;
 /// The reason why an archive did not become a volume.
 #[derive(Debug)]
 pub enum ArchiveError {
-    /// It does not fit into the volume. The text says what of it.
+    /// The archive does not fit into the volume. The text says what of it.
     TooLarge(String),
     Host(HostError),
 }
@@ -114,7 +114,7 @@ impl VolumeArchives {
         size: Bytes,
         archive: impl Stream<Item = io::Result<Chunk>> + Send + Unpin,
     ) -> Result<Prepared, ArchiveError> {
-        let received = self.uploads.receive(client, archive, self.place(size)).await?;
+        let received = self.uploads.receive(client, archive, self.bounds(size)).await?;
         let too_large = || ArchiveError::TooLarge(format!("the archive is larger than {size}"));
         let received = received.ok_or_else(too_large)?;
         let (given_up, stop) = Stop::new();
@@ -133,9 +133,9 @@ impl VolumeArchives {
         }
     }
 
-    fn place(&self, size: Bytes) -> Place {
+    fn bounds(&self, size: Bytes) -> Bounds {
         let disks = self.disks.clone();
-        Place {
+        Bounds {
             directory: self.scratch.clone(),
             size_max: archive_max(size),
             need_room: Arc::new(move || disks.need_room(0)),

@@ -96,7 +96,7 @@ fn nothing_is_written_outside_of_the_tree() {
 }
 
 #[test]
-fn a_link_in_the_place_of_a_file_is_replaced_and_not_written_through() {
+fn a_link_is_replaced_by_a_later_file_and_not_written_through() {
     let outside = tempfile::NamedTempFile::new().expect("scratch");
     fs::write(outside.path(), "whole").expect("written");
     let before = outside.path().metadata().expect("there");

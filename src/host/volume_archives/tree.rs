@@ -42,7 +42,7 @@ pub(super) struct Tree {
 }
 
 /// The directory of an entry, and the entry's name in it.
-struct Place<'a> {
+struct Position<'a> {
     directory: OwnedFd,
     name: &'a [u8],
 }
@@ -74,24 +74,24 @@ impl Tree {
             };
         };
         let failed = |error: Errno| refused(&path, error);
-        let place = Place { directory: self.directory(parents)?, name };
+        let position = Position { directory: self.directory(parents)?, name };
         match &kind {
             Kind::Directory => {
-                place.make_directory().map_err(failed)?;
+                position.make_directory().map_err(failed)?;
                 self.remember(path, meta)
             }
-            Kind::File => self.put_file(&path, &place, &meta, size, content),
+            Kind::File => self.put_file(&path, &position, &meta, size, content),
             Kind::Symlink(target) => {
-                place.clear().map_err(failed)?;
-                symlinkat(target.as_slice(), &place.directory, place.name).map_err(failed)?;
-                place.set_owner_and_times(&meta).map_err(failed)
+                position.clear().map_err(failed)?;
+                symlinkat(target.as_slice(), &position.directory, position.name).map_err(failed)?;
+                position.set_owner_and_times(&meta).map_err(failed)
             }
-            Kind::Hardlink(target) => self.put_link(&path, &place, target),
+            Kind::Hardlink(target) => self.put_link(&path, &position, target),
             Kind::Fifo => {
-                place.clear().map_err(failed)?;
+                position.clear().map_err(failed)?;
                 let mode = Mode::from_raw_mode(meta.mode as RawMode);
-                mknodat(&place.directory, place.name, FileType::Fifo, mode, 0).map_err(failed)?;
-                place.set_owner_and_times(&meta).map_err(failed)
+                mknodat(&position.directory, position.name, FileType::Fifo, mode, 0).map_err(failed)?;
+                position.set_owner_and_times(&meta).map_err(failed)
             }
             Kind::Dropped => Ok(()),
         }
@@ -160,7 +160,7 @@ impl Tree {
     fn put_file(
         &mut self,
         path: &[Vec<u8>],
-        place: &Place<'_>,
+        position: &Position<'_>,
         meta: &Meta,
         size: u64,
         content: &mut dyn Read,
@@ -170,16 +170,16 @@ impl Tree {
             return Err(Refused::new(format!("{} does not fit into the volume", show(path))));
         };
         self.left = left;
-        place.clear().map_err(|error| refused(path, error))?;
+        position.clear().map_err(|error| refused(path, error))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(&place.directory, place.name, flags, Mode::RUSR | Mode::WUSR);
+        let file = openat(&position.directory, position.name, flags, Mode::RUSR | Mode::WUSR);
         let mut file = File::from(file.map_err(|error| refused(path, error))?);
         write_sparsely(content, &mut file, size)?;
         set_meta(&file, meta).map_err(|error| refused(path, error))
     }
 
     /// Makes a hard link to an earlier entry.
-    fn put_link(&mut self, path: &[Vec<u8>], place: &Place<'_>, target: &[u8]) -> Result<(), Refused> {
+    fn put_link(&mut self, path: &[Vec<u8>], position: &Position<'_>, target: &[u8]) -> Result<(), Refused> {
         let target = components(target)?;
         let missing =
             || Refused::new(format!("{} is a link to {}, which is not there", show(path), show(&target)));
@@ -188,16 +188,16 @@ impl Tree {
             return Ok(());
         }
         let parent = self.existing(parents).map_err(|_| missing())?;
-        place.clear().map_err(|error| refused(path, error))?;
+        position.clear().map_err(|error| refused(path, error))?;
         // No flag: a link to a symbolic link is one to the link itself.
-        match linkat(&parent, name.as_slice(), &place.directory, place.name, AtFlags::empty()) {
+        match linkat(&parent, name.as_slice(), &position.directory, position.name, AtFlags::empty()) {
             Err(Errno::NOENT) => Err(missing()),
             made => made.map_err(|error| refused(path, error)),
         }
     }
 }
 
-impl Place<'_> {
+impl Position<'_> {
     /// Removes what an earlier entry left here.
     fn clear(&self) -> Result<(), Errno> {
         match unlinkat(&self.directory, self.name, AtFlags::empty()) {

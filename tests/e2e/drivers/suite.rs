@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use stead::hypervisor::Hypervisors;
 use stead_controllers::host::{
-    AdoptPlan, CapturePlan, HostErrorKind, InstanceLogs, LaunchPlan, Machine, Memories, Memory, NetworkCard,
-    Snapshots, VmmState, Vmms,
+    AdoptPlan, CapturePlan, HostErrorKind, InstanceLogs, LaunchPlan, Machine, MachineChange, Memories,
+    Memory, NetworkCard, Snapshots, VmmState, Vmms,
 };
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::compression::{Algorithm, Compression};
@@ -192,11 +192,15 @@ impl Vm {
             assert!(self.inspect().await.is_network_cut);
             command("ip", &["tuntap", "add", "dev", TAP, "mode", "tap"]);
             assert!(self.inspect().await.is_network_cut, "a new TAP of the same name is another");
-            self.vms.replace_tap(&self.owner, &TAP.parse().expect("valid")).await.expect("reconnected");
+            self.vms
+                .change(&self.owner, &MachineChange::Tap(TAP.parse().expect("valid")))
+                .await
+                .expect("reconnected");
             assert!(!self.inspect().await.is_network_cut);
         } else {
             self.launch().await;
-            let refused = self.vms.replace_tap(&self.owner, &TAP.parse().expect("valid")).await;
+            let refused =
+                self.vms.change(&self.owner, &MachineChange::Tap(TAP.parse().expect("valid"))).await;
             assert_eq!(refused.expect_err("not declared").kind, HostErrorKind::Unsupported);
         }
         self.is(VmmState::Running).await;
