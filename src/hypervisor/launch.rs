@@ -103,8 +103,9 @@ impl Hypervisors {
             launched_at: Timestamp::now(),
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
             queues: queues(plan, &choice),
+            has_disk_limit: choice.machine_type.capabilities.io_limits,
         };
-        let record = Record::new(plan, &choice.machine_type, guest);
+        let record = Record::new(plan, choice.machine_type.name, guest);
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
         let ram = match choice.driver.ram_access() {
             RamAccess::Host => {

@@ -15,7 +15,6 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
-use super::driver::MachineType;
 use crate::guest_channel::{Known, NewToken, Tokens};
 use crate::host::files;
 use crate::host::process::Identity;
@@ -140,6 +139,8 @@ pub(super) struct GuestOrigin {
     pub(super) kernel_files: Option<PathBuf>,
     /// Number of pairs of queues of the network card.
     pub(super) queues: u16,
+    /// True if the limit of the disks can be changed while the VM runs.
+    pub(super) has_disk_limit: bool,
 }
 
 /// The way in which a VMM maps its RAM.
@@ -155,12 +156,12 @@ pub enum Mapping {
 
 impl Record {
     /// Makes the record of a launch whose process is not spawned yet.
-    pub(super) fn new(plan: &LaunchPlan, machine_type: &MachineType, guest: GuestOrigin) -> Self {
+    pub(super) fn new(plan: &LaunchPlan, machine_type: &str, guest: GuestOrigin) -> Self {
         Self {
             run: guest.run,
             launch: plan.launch,
-            machine_type: Some(machine_type.name.to_owned()),
-            has_disk_limit: machine_type.capabilities.io_limits,
+            machine_type: Some(machine_type.to_owned()),
+            has_disk_limit: guest.has_disk_limit,
             device_set: guest.device_set,
             token: guest.token,
             launched_at: guest.launched_at,

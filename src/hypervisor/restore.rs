@@ -9,6 +9,7 @@ use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, V
 use tokio::task::JoinHandle;
 
 use super::attached::Attached;
+use super::dispatch::Choice;
 use super::driver::{Content, Saved, Start};
 use super::hypervisors::Hypervisors;
 use super::launch::HostRam;
@@ -66,7 +67,7 @@ impl Hypervisors {
             RamFile::Own(file) => HostRam { file, mapping: Mapping::Own },
             RamFile::Saved(file) => HostRam { file, mapping: Mapping::Private },
         };
-        let record = Record::new(plan, &choice.machine_type, saved_guest(&origin));
+        let record = Record::new(plan, machine_type, saved_guest(&origin, &choice));
         let files = self.start_files(plan, &record)?;
         let start = files.start(plan, &choice, Content::Saved, Some(&ram));
         let attached = self.start(&start, &choice, record, Some(&ram)).await;
@@ -169,7 +170,7 @@ impl Hypervisors {
 }
 
 /// Returns the guest that continues from a saved memory.
-fn saved_guest(origin: &Origin) -> GuestOrigin {
+fn saved_guest(origin: &Origin, choice: &Choice) -> GuestOrigin {
     GuestOrigin {
         run: origin.run,
         device_set: origin.device_set,
@@ -178,6 +179,8 @@ fn saved_guest(origin: &Origin) -> GuestOrigin {
         launched_at: if origin.is_adopted { Timestamp::now() } else { origin.launched_at },
         kernel_files: origin.kernel_files.clone(),
         queues: origin.queues,
+        // Not a part of the memory: it is in the VMM that loads it.
+        has_disk_limit: choice.machine_type.capabilities.io_limits,
     }
 }
 

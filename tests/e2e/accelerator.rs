@@ -21,7 +21,7 @@ const WITHOUT_KVM: &str =
     "if test -e /dev/kvm; then mknod DEVICE c 240 250; mount --bind DEVICE /dev/kvm; fi";
 
 #[test]
-fn a_host_without_kvm_that_is_to_have_it_starts_no_vm_and_says_why() {
+fn a_host_that_lacks_the_demanded_kvm_starts_no_vm_and_reports_the_reason() {
     in_namespace(async || {
         let mut site = Harness::new().await;
         let device = site.scratch("no-kvm").join("device");
@@ -29,14 +29,14 @@ fn a_host_without_kvm_that_is_to_have_it_starts_no_vm_and_says_why() {
         site.spawn_with(&[("STEAD_ACCELERATOR", "kvm")]);
         site.answers().await;
         let host = site.request(Method::GET, "/capabilities", None).await.body["host"].clone();
-        let says_why = |text: &Value| text.as_str().is_some_and(|text| text.contains("cannot use KVM"));
-        assert!(says_why(&host["accelerator_problem"]), "{host:#}");
+        let is_reason = |text: &Value| text.as_str().is_some_and(|text| text.contains("cannot use KVM"));
+        assert!(is_reason(&host["accelerator_problem"]), "{host:#}");
         site.create("box", &image("busybox"), json!({ "size": "128MB" })).await;
         let is_refused = |seen: &Value| {
             let conditions = seen["conditions"].as_array().into_iter().flatten();
             conditions
                 .clone()
-                .any(|one| one["type"] == "Ready" && one["status"] == "False" && says_why(&one["message"]))
+                .any(|one| one["type"] == "Ready" && one["status"] == "False" && is_reason(&one["message"]))
         };
         site.until("box", "the reason", is_refused).await;
         assert_eq!(site.vmms(), [0; 0], "it is not emulated instead");

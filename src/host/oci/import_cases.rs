@@ -162,5 +162,5 @@ fn what_unpacks_out_of_all_proportion_ends() {
     let (_wanted, stop) = Stop::new();
     let mut reader = unpack::open(file, UNPACKED_BYTES_MAX, &stop).expect("opened");
     let error = std::io::copy(&mut reader, &mut std::io::sink()).expect_err("too much");
-    assert!(error.to_string().contains("unpack to more"), "{error}");
+    assert!(error.to_string().contains("unpacks to more"), "{error}");
 }
