@@ -41,7 +41,7 @@ struct Net {
 }
 
 stead_controllers::host! { Net, host:
-    Links: Netlink = host.links;
+    Links, Shapers: Netlink = host.links;
     Firewall: Nft = host.firewall;
     ..World = host.rest;
 }

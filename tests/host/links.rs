@@ -18,6 +18,10 @@ fn tap(owner: char) -> LinkPlan {
     LinkPlan { name: link_name("st-tap"), owner: uid(owner), kind: LinkKind::Tap, has_queues: false }
 }
 
+fn ifb(owner: char) -> LinkPlan {
+    LinkPlan { name: link_name("St-tap"), owner: uid(owner), kind: LinkKind::Ifb, has_queues: false }
+}
+
 fn cidr(text: &str) -> Cidr {
     text.parse().expect("valid")
 }
@@ -165,7 +169,7 @@ impl<Inner: Future> Future for Polls<Inner> {
 fn a_create_that_is_dropped_at_any_await_leaves_nothing_that_is_not_ours() {
     in_namespace(async || {
         let links = netlink("test");
-        for plan in [tap('t'), bridge('b')] {
+        for plan in [tap('t'), bridge('b'), ifb('i')] {
             for left in 0..POLLS_MAX {
                 let future = Box::pin(links.create(&plan));
                 let done = Polls { future, left }.await;
