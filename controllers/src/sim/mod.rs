@@ -192,6 +192,7 @@ impl World {
         let watched = watched.map(|(uid, _)| uid.clone());
         HostSnapshot {
             links: state.links.values().cloned().collect(),
+            shaping: state.shaping.clone(),
             forwarding: state.forwarding,
             firewall: state
                 .tables

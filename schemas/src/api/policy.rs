@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::bandwidth::BandwidthAsked;
 use super::fields::Fields;
 use super::schema::Time;
 use super::{auto_standby, health};
@@ -85,6 +86,7 @@ pub struct InstancePatch {
     /// The new health check; `Some(None)` removes the check.
     pub health: Option<Option<HealthCheck>>,
     pub auto_standby: Option<AutoStandbyPolicy>,
+    pub bandwidth: BandwidthAsked,
 }
 
 impl InstancePatch {
@@ -103,13 +105,14 @@ impl InstancePatch {
         let expiry = expiry(&mut fields, &mut errors);
         let health = health::health_check(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
+        let bandwidth = BandwidthAsked::read_change(&mut fields, &mut errors);
         // Only values of credentials may change, and credentials do not exist yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));
             errors.push(path, "invalid_request", "is not the source of a credential of this instance");
         }
         fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby })
+        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby, bandwidth })
     }
 }
 

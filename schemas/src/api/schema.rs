@@ -68,6 +68,8 @@ texts! {
     ZeroSize => quantity(ZERO, SIZE_UNIT, "0");
     /// A rate of zero, which is all that is accepted where rates are not supported yet.
     ZeroRate => quantity(ZERO, RATE_UNIT, "0Mbps");
+    /// A rate of bits with a decimal unit, or of bytes with a binary one.
+    RateText => quantity(NUMBER, RATE_UNIT, "100MB/s");
     /// An id of 24 characters.
     Id => json_schema!({"type": "string", "pattern": ID});
     /// A name of an existing resource.

@@ -42,6 +42,12 @@ impl Play {
         })
     }
 
+    /// Draws limits of the traffic: of both directions, of one, or of none.
+    pub(super) fn rates(&mut self) -> Rates {
+        let mut rate = || self.rng.chance(400).then(|| Rate(self.rng.below(3) * 1_000_000));
+        Rates { download: rate(), upload: rate(), disk: None }
+    }
+
     pub(super) fn compression(&mut self) -> Option<Compression> {
         self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
     }

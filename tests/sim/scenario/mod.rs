@@ -18,8 +18,8 @@ use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::MemoryKv;
 use stead_controllers::vm::admission::{self, Target};
 use stead_schemas::api::{
-    CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart, ScheduleRequest,
-    StandbyRequest,
+    BandwidthAsked, CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart,
+    ScheduleRequest, StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::health::{HealthCheck, Probe};
@@ -31,7 +31,7 @@ use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Nic;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
-use stead_schemas::quantity::{Bytes, GoDuration};
+use stead_schemas::quantity::{Bytes, GoDuration, Rate};
 use stead_schemas::schedule::Retention;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 use tokio::time::sleep;
@@ -231,7 +231,7 @@ impl Play {
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
-            rates: Rates::default(),
+            rates: self.rates(),
             env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
@@ -262,8 +262,10 @@ impl Play {
         let health = Some(self.health_check());
         // Sometimes a policy is set, removed or changed.
         let auto_standby = self.auto_standby();
-        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby };
-        self.log.push(format!("patch {uid} {:?}", patch.health));
+        let Rates { download, upload, disk: _ } = self.rates();
+        let bandwidth = BandwidthAsked { download, upload };
+        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby, bandwidth };
+        self.log.push(format!("patch {uid} {:?} {bandwidth:?}", patch.health));
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
     }
 

@@ -67,6 +67,7 @@ pub fn restore_snapshot(
             auto_standby: kept.auto_standby,
             hold_until: kept.hold_until,
             snapshot_policy: kept.snapshot_policy,
+            rates: kept.rates,
             compression: None,
             power: goal.power,
             hypervisor: goal.hypervisor,
