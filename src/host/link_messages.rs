@@ -30,6 +30,8 @@ pub(super) struct Seen {
     pub(super) mtu: u32,
     pub(super) is_up: bool,
     pub(super) is_isolated: bool,
+    /// True for an end of a pair of virtual links and for a TAP: the speed that the kernel shows of them means nothing.
+    pub(super) has_made_up_speed: bool,
     /// Kind of the queueing discipline at the link's root.
     pub(super) qdisc: Option<String>,
 }
@@ -47,6 +49,7 @@ impl From<LinkMessage> for Seen {
             mtu: 0,
             is_up: message.header.flags.contains(LinkFlags::Up),
             is_isolated: false,
+            has_made_up_speed: false,
             qdisc: None,
         };
         for attribute in message.attributes {
@@ -70,7 +73,11 @@ impl Seen {
     fn note(&mut self, info: &LinkInfo) {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => self.kind = Some(LinkKind::Bridge),
-            LinkInfo::Kind(InfoKind::Tun) => self.kind = Some(LinkKind::Tap),
+            LinkInfo::Kind(InfoKind::Tun) => {
+                self.kind = Some(LinkKind::Tap);
+                self.has_made_up_speed = true;
+            }
+            LinkInfo::Kind(InfoKind::Veth) => self.has_made_up_speed = true,
             LinkInfo::Kind(InfoKind::Ifb) => self.kind = Some(LinkKind::Ifb),
             LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                 self.is_isolated = port.iter().any(|info| matches!(info, InfoBridgePort::Isolated(true)));
@@ -112,6 +119,12 @@ pub(super) fn routes(messages: &[RouteMessage], links: &[Seen]) -> Routes {
         }
     }
     all
+}
+
+/// Returns the links of the default routes of the main table.
+pub(super) fn uplinks<'a>(messages: &[RouteMessage], links: &'a [Seen]) -> Vec<&'a Seen> {
+    let routes = messages.iter().filter_map(|message| route(message, links));
+    routes.filter(|(destination, _)| destination.is_none()).filter_map(|(_, link)| link).collect()
 }
 
 /// Returns the destination of a route of the main table (`None` for a default route) and its link.

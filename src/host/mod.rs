@@ -36,6 +36,7 @@ pub(crate) mod sparse;
 pub mod tap;
 mod tbf;
 pub(crate) mod tsc;
+mod uplink;
 pub mod usage;
 pub mod wake;
 pub mod watch_directories;

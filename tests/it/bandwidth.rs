@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stead_controllers::host::{Detour, Limit, Shaping};
+use stead_controllers::node;
+use stead_controllers::sim::node_spec;
 use stead_schemas::instance::Instance;
 use stead_schemas::network::Nic;
+use stead_schemas::node::NodeSpec;
 use stead_schemas::quantity::Rate;
 
 use crate::cli::{ended, stead};
@@ -97,6 +100,42 @@ async fn an_instance_without_a_network_has_no_limits_to_change() {
     let upload = patch(json!({"bandwidth_upload": "1MB/s", "bandwidth_download": "0"})).await;
     assert_eq!(upload, (400, "invalid_bandwidth_upload".to_owned()));
     assert_eq!(patch(json!({"bandwidth_upload": "0"})).await, (200, String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_names_no_limits_has_its_part_of_a_network_of_known_speed() {
+    let server = Server::start().await;
+    assert_eq!(shown(&server.create(limited("before", json!({}))).await), [None, None]);
+    let network_capacity = Some(Rate(64 << 20));
+    let spec = NodeSpec { network_capacity, network_oversubscription: 4, ..node_spec() };
+    server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
+    // The simulated host has 64 processors.
+    let created = server.create(limited("part", json!({}))).await;
+    assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("4.0 MB/s")]);
+    let created = server.create(limited("free", json!({"bandwidth_download": "0"}))).await;
+    assert_eq!(shown(&created), [None, Some("4.0 MB/s")]);
+    enforces(&server, "free", None, Some(4 << 20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_instance_keeps_its_own_limits_and_has_the_default_of_its_restored_processors() {
+    let server = Server::start().await;
+    let network_capacity = Some(Rate(64 << 20));
+    let spec = NodeSpec { network_capacity, network_oversubscription: 4, ..node_spec() };
+    server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
+    let created = server.create(limited("web", json!({"bandwidth_upload": "1MB/s"}))).await;
+    assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("1.0 MB/s")]);
+    server.send("GET", "/instances/web/wait?state=Running&timeout=30s", None).await;
+    server.send("POST", "/instances/web/stop", None).await;
+    let taken = server.send("POST", "/instances/web/snapshots", Some(json!({"kind": "Stopped"}))).await;
+    let snapshot = taken.body["id"].as_str().expect("an id").to_owned();
+    let changed = json!({"network": {"bandwidth_upload": "2MB/s"}});
+    assert_eq!(server.send("PATCH", "/instances/web", Some(changed)).await.status, 200);
+    let path = format!("/instances/web/snapshots/{snapshot}/restore");
+    let restored = server.send("POST", &path, Some(json!({"target_state": "Running"}))).await;
+    assert_eq!(restored.status, 200, "{}", restored.body);
+    assert_eq!(shown(&restored.body), [Some("4.0 MB/s"), Some("2.0 MB/s")]);
+    enforces(&server, "web", Some(4 << 20), Some(2 << 20)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,10 @@
 //! Admission of ports. Only the admission of instances makes ports.
 
 use stead_schemas::instance::{Hypervisor, Rates};
-use stead_schemas::meta::{OwnerRef, Tags};
+use stead_schemas::meta::{Object, OwnerRef, Tags};
 use stead_schemas::names::{LinkName, Name, Uid};
 use stead_schemas::network::{Bandwidth, Mac, Nic, NicSpec};
-use stead_schemas::node::Accelerator;
+use stead_schemas::node::{Accelerator, Node};
 use stead_schemas::quantity::Rate;
 
 use crate::network::admission as networks;
@@ -45,7 +45,7 @@ impl<'a> TapForm<'a> {
         let is_executed = node.status.accelerator == Some(Accelerator::Kvm);
         let can_have = nodes::declared(&node, hypervisor)?.card_queues_max > 1;
         let has_queues = is_executed && can_have && vcpus > 1;
-        Ok(Self { prefix, has_queues, bandwidth: bandwidth(rates) })
+        Ok(Self { prefix, has_queues, bandwidth: bandwidth(&node, rates, vcpus) })
     }
 }
 
@@ -70,16 +70,18 @@ pub(crate) fn create(tx: &mut Tx<'_>, owner: &OwnerRef, form: TapForm<'_>) -> Re
     Ok(tx.create::<Nic>(new)?.meta.uid.clone())
 }
 
-/// Changes the limits of a port to those of an instance with these rates.
-pub(crate) fn limit(tx: &mut Tx<'_>, nic: &Uid, rates: &Rates) -> Result<(), Refused> {
-    let bandwidth = bandwidth(rates);
+/// Changes the limits of a port to those of an instance with these rates and processors.
+pub(crate) fn limit(tx: &mut Tx<'_>, nic: &Uid, rates: &Rates, vcpus: u32) -> Result<(), Refused> {
+    let node = nodes::local(tx)?;
+    let bandwidth = bandwidth(&node, rates, vcpus);
     tx.update_spec::<Nic>(nic, None, |spec| spec.bandwidth = bandwidth)?;
     Ok(())
 }
 
-/// Returns the limits that an instance's rates name.
-fn bandwidth(rates: &Rates) -> Bandwidth {
-    let limit = |asked: Option<Rate>| asked.filter(|rate| rate.0 > 0);
+/// Returns the limits of an instance: those that its rates name, and otherwise the default of the node.
+fn bandwidth(node: &Object<Node>, rates: &Rates, vcpus: u32) -> Bandwidth {
+    let default = node.default_bandwidth(vcpus);
+    let limit = |asked: Option<Rate>| asked.or(default).filter(|rate| rate.0 > 0);
     Bandwidth { download: limit(rates.download), upload: limit(rates.upload) }
 }
 

@@ -70,7 +70,7 @@ fn change_limits(
     };
     let rates = asked.changed(object.spec.rates);
     if rates != object.spec.rates {
-        nics::limit(tx, nic, &rates)?;
+        nics::limit(tx, nic, &rates, object.spec.vcpus)?;
     }
     Ok(rates)
 }

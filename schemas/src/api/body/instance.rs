@@ -96,7 +96,8 @@ pub enum Pull {
 pub struct NetworkRequest {
     /// True to connect the instance to the network of the host, which is the default.
     pub enabled: Option<bool>,
-    /// Limit of the rate toward the guest, from 64kbps to 400Gbps; 0, the default, means no limit.
+    /// Limit of the rate toward the guest, from 64kbps to 400Gbps; 0 means no limit. The default is a part of the
+    /// host's network by the processors of the instance, where the speed of that network is known.
     pub bandwidth_download: Option<RateText>,
     /// Limit of the rate from the guest, with the same bounds and default.
     pub bandwidth_upload: Option<RateText>,
