@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Yaml};
 use serde::{Deserialize, Serialize};
+use stead_schemas::limits::{NETWORK_OVERSUBSCRIPTION, NETWORK_OVERSUBSCRIPTION_MAX};
 use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
-use stead_schemas::quantity::{Bytes, GoDuration};
+use stead_schemas::quantity::{Bytes, GoDuration, Rate};
 
 use crate::access::{self, AccountId, SocketUser, TlsConfig};
 use crate::host::oci::{Allowed, OciConfig, Target};
@@ -63,6 +64,11 @@ pub struct Config {
     pub guest_host_ports: Vec<u16>,
     /// Private, link-local and other special networks that guests may reach, such as `192.168.7.0/24`.
     pub guest_networks: Vec<Cidr>,
+    /// Speed of the host's network in each direction, such as `10Gbps`; 0 for no limit. By default that of the link with
+    /// the default route, where the kernel knows it.
+    pub network_capacity: Option<String>,
+    /// Number of times that this speed is given away, by processors, to instances that name no limits; 1 to 1000.
+    pub network_oversubscription: u32,
     /// Name of our nft tables.
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
@@ -136,6 +142,8 @@ impl Default for Config {
             guest_mtu: None,
             guest_host_ports: Vec::new(),
             guest_networks: Vec::new(),
+            network_capacity: None,
+            network_oversubscription: NETWORK_OVERSUBSCRIPTION,
             table: "stead".to_owned(),
             tap_prefix: "st".to_owned(),
             image_concurrency: 2,
@@ -265,6 +273,13 @@ impl Config {
         if let Some(Err(error)) = self.image_quota.as_ref().map(|quota| quota.parse::<Bytes>()) {
             problems.push(format!("image_quota: {error}"));
         }
+        if let Some(Err(error)) = self.network_capacity.as_ref().map(|capacity| capacity.parse::<Rate>()) {
+            problems.push(format!("network_capacity: {error}"));
+        }
+        if !(1..=NETWORK_OVERSUBSCRIPTION_MAX).contains(&self.network_oversubscription) {
+            problems
+                .push(format!("network_oversubscription: must be from 1 to {NETWORK_OVERSUBSCRIPTION_MAX}"));
+        }
         match self.resync.parse::<GoDuration>() {
             Ok(GoDuration(interval)) if interval.is_zero() => {
                 problems.push("resync: must be more than zero".to_owned())
@@ -333,6 +348,12 @@ impl Config {
         self.disk_reserve.parse().unwrap_or_default()
     }
 
+    /// Returns the speed of the host's network, where it is configured.
+    #[must_use]
+    pub fn network_capacity(&self) -> Option<Rate> {
+        self.network_capacity.as_ref().and_then(|capacity| capacity.parse().ok())
+    }
+
     /// Returns the configuration of the image directory.
     #[must_use]
     pub fn images(&self, target: Target) -> OciConfig {
@@ -389,6 +410,13 @@ mod tests {
         let ConfigError(wrong) = wrong.check().expect_err("three problems");
         let keys: Vec<_> = wrong.iter().filter_map(|problem| problem.split(':').next()).collect();
         assert_eq!(keys, ["dns_search[0]", "dns_options[0]", "guest_mtu"]);
+        for (capacity, network_oversubscription) in
+            [(Some("fast"), 2), (Some("7bps"), 2), (None, 0), (None, 1001)]
+        {
+            let network_capacity = capacity.map(ToOwned::to_owned);
+            let wrong = Config { network_capacity, network_oversubscription, ..Config::default() };
+            assert!(wrong.check().expect_err("wrong").to_string().contains("network_"), "{capacity:?}");
+        }
         let wrong = Config { socket: Some("x".repeat(108).into()), ..Config::default() };
         assert_eq!(wrong.check().expect_err("relative and too long").0.len(), 2);
         let wrong =

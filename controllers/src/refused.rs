@@ -31,6 +31,10 @@ pub enum RefusedKind {
     Invalid,
     InvalidExpiry,
     InvalidHealthCheck,
+    /// The limit of the traffic to an instance.
+    InvalidDownload,
+    /// The limit of the traffic from an instance.
+    InvalidUpload,
     /// The image is known and failed permanently.
     ImageNotReady,
     /// The request refers to an instance that does not exist and that is not the object of its path.

@@ -81,6 +81,23 @@ impl Uid {
     }
 }
 
+impl LinkName {
+    /// Returns the name with its first letter in the other case. A name that begins with no letter stays as it is.
+    #[must_use]
+    pub fn with_other_first_case(&self) -> Self {
+        let mut name = self.0.clone();
+        let is_lower = name.starts_with(|first: char| first.is_ascii_lowercase());
+        if let Some(first) = name.get_mut(..1) {
+            if is_lower {
+                first.make_ascii_uppercase();
+            } else {
+                first.make_ascii_lowercase();
+            }
+        }
+        Self(name)
+    }
+}
+
 /// A uid orders and compares as its text does, so that maps by uid can be searched by a prefix.
 impl Borrow<str> for Uid {
     fn borrow(&self) -> &str {

@@ -10,6 +10,7 @@ use crate::condition::Condition;
 use crate::meta::{Kind, Object};
 use crate::names::{LinkName, NameError, Uid};
 use crate::numbers::Generation;
+use crate::quantity::Rate;
 use crate::references::{Ref, Role, Target, WokenBy};
 
 /// The kind of networks; today the store holds a single network, named `default`, made from configuration.
@@ -111,6 +112,26 @@ pub struct NicSpec {
     /// True if the TAP can have several queues, one for each processor of the instance.
     #[serde(default)]
     pub has_queues: bool,
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// The limits of a network card's traffic, in bytes per second. `None` means no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Limit of the traffic to the guest.
+    pub download: Option<Rate>,
+    /// Limit of the traffic from the guest.
+    pub upload: Option<Rate>,
+}
+
+impl NicSpec {
+    /// Returns the name of the link that the guest's traffic is led through to be limited: the TAP's name with its
+    /// first letter in the other case.
+    #[must_use]
+    pub fn ifb(&self) -> LinkName {
+        self.tap.with_other_first_case()
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -11,10 +11,11 @@ use crate::capabilities::VmmCapabilities;
 use crate::condition::Condition;
 use crate::confinement::Wall;
 use crate::instance::Hypervisor;
+use crate::limits::{BANDWIDTH_MAX, BANDWIDTH_MIN, NETWORK_OVERSUBSCRIPTION};
 use crate::meta::{Kind, Object};
 use crate::names::Platform;
 use crate::numbers::Generation;
-use crate::quantity::Bytes;
+use crate::quantity::{Bytes, Rate};
 
 /// Name of the node of this host.
 pub const LOCAL: &str = "local";
@@ -39,6 +40,16 @@ pub struct NodeSpec {
     pub default_hypervisor: Hypervisor,
     /// Space that stays free on the file system of the data, in bytes.
     pub disk_reserve: Bytes,
+    /// Speed of the host's network in each direction; zero if it has no limit, and `None` if it is that of the uplink.
+    #[serde(default)]
+    pub network_capacity: Option<Rate>,
+    /// Number of times that the network's speed is given away by default limits.
+    #[serde(default = "network_oversubscription")]
+    pub network_oversubscription: u32,
+}
+
+fn network_oversubscription() -> u32 {
+    NETWORK_OVERSUBSCRIPTION
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -62,6 +73,9 @@ pub struct NodeStatus {
     /// True if the kernel can move the frames of guests.
     #[serde(default)]
     pub has_vhost_net: bool,
+    /// Speed of the slowest link with a default route; `None` if no such link has a known speed.
+    #[serde(default)]
+    pub uplink_speed: Option<Rate>,
     /// The reason why no VM can be started on the accelerator that the configuration demands.
     #[serde(default)]
     pub accelerator_problem: Option<String>,
@@ -133,6 +147,23 @@ impl Object<Node> {
             default_hypervisor: self.spec.default_hypervisor,
             hypervisors: available.collect(),
         }
+    }
+
+    /// Returns the speed of the host's network in each direction; `None` if it is not known or has no limit.
+    #[must_use]
+    pub fn network_capacity(&self) -> Option<Rate> {
+        self.spec.network_capacity.or(self.status.uplink_speed).filter(|capacity| capacity.0 > 0)
+    }
+
+    /// Returns the limit of the traffic in each direction of an instance that names none: its part of the host's
+    /// network by its processors. Returns `None` for no limit.
+    #[must_use]
+    pub fn default_bandwidth(&self, vcpus: u32) -> Option<Rate> {
+        let capacity = self.network_capacity()?;
+        let given_away = u128::from(capacity.0) * u128::from(self.spec.network_oversubscription.max(1));
+        let part = given_away * u128::from(vcpus) / u128::from(self.status.capacity.cpus.max(1));
+        let part = u64::try_from(part).unwrap_or(u64::MAX).min(capacity.0);
+        Some(Rate(part.clamp(BANDWIDTH_MIN.0, BANDWIDTH_MAX.0)))
     }
 
     /// Returns what VMs on a hypervisor can do, or `None` if this host has no driver for it.

@@ -67,7 +67,17 @@ pub struct Rate(pub u64);
 impl FromStr for Rate {
     type Err = QuantityError;
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let text = text.trim();
+        let rate = Self::rounded_down(text.trim())?;
+        // Zero stands for no limit. A very low rate must not become it.
+        if rate.0 == 0 && text.contains(|digit| ('1'..='9').contains(&digit)) {
+            return Err(QuantityError("is less than a byte per second".to_owned()));
+        }
+        Ok(rate)
+    }
+}
+
+impl Rate {
+    fn rounded_down(text: &str) -> Result<Self, QuantityError> {
         if let Some(bytes) = text.strip_suffix("/s").or_else(|| text.strip_suffix("/S")) {
             return bytes.parse().map(|Bytes(rate)| Self(rate));
         }
@@ -246,7 +256,12 @@ mod tests {
         assert_eq!("1Gbps".parse(), Ok(Rate(125_000_000)));
         assert_eq!("100Mbps".parse(), Ok(Rate(12_500_000)));
         assert_eq!("125MB/s".parse(), Ok(Rate(125 << 20)));
-        assert!("fast".parse::<Rate>().is_err());
+        for text in ["fast", "7bps", "0.001kbps", "0.9B/s", "0.5"] {
+            assert!(text.parse::<Rate>().is_err(), "{text} was accepted");
+        }
+        for text in ["0", "0Mbps", "0.0 MB/s"] {
+            assert_eq!(text.parse(), Ok(Rate(0)), "{text}");
+        }
     }
 
     #[test]

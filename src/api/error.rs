@@ -154,6 +154,8 @@ fn answer_to(kind: RefusedKind) -> (StatusCode, &'static str) {
         RefusedKind::Invalid => (StatusCode::BAD_REQUEST, "invalid_request"),
         RefusedKind::InvalidExpiry => (StatusCode::BAD_REQUEST, "invalid_expires_at"),
         RefusedKind::InvalidHealthCheck => (StatusCode::BAD_REQUEST, "invalid_health_check"),
+        RefusedKind::InvalidDownload => (StatusCode::BAD_REQUEST, "invalid_bandwidth_download"),
+        RefusedKind::InvalidUpload => (StatusCode::BAD_REQUEST, "invalid_bandwidth_upload"),
         RefusedKind::ImageNotReady => (StatusCode::BAD_REQUEST, "image_not_ready"),
         RefusedKind::InstanceNotFound => (StatusCode::BAD_REQUEST, "instance_not_found"),
         RefusedKind::UnsupportedField => (StatusCode::BAD_REQUEST, "not_supported"),
@@ -277,14 +279,16 @@ mod tests {
     fn each_kind_of_refusal_has_its_status_code_and_advice_on_repeats() {
         use RefusedKind::{
             AlreadyExists, Conflict, Expired, HostnameInUse, ImageNotReady, InStandby, InstanceNotFound,
-            Invalid, InvalidExpiry, InvalidHealthCheck, NameTaken, NoRoom, NotFound, NotObserved, PortInUse,
-            Quota, UnsupportedField, UnsupportedVerb,
+            Invalid, InvalidDownload, InvalidExpiry, InvalidHealthCheck, InvalidUpload, NameTaken, NoRoom,
+            NotFound, NotObserved, PortInUse, Quota, UnsupportedField, UnsupportedVerb,
         };
         let state = stead_schemas::instance::State::Running;
         let table = [
             (Invalid, 400, "invalid_request"),
             (InvalidExpiry, 400, "invalid_expires_at"),
             (InvalidHealthCheck, 400, "invalid_health_check"),
+            (InvalidDownload, 400, "invalid_bandwidth_download"),
+            (InvalidUpload, 400, "invalid_bandwidth_upload"),
             (ImageNotReady, 400, "image_not_ready"),
             (InstanceNotFound, 400, "instance_not_found"),
             (UnsupportedField, 400, "not_supported"),

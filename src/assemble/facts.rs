@@ -8,6 +8,7 @@ use stead_schemas::node::{Accelerator as Accelerated, HypervisorStatus};
 
 use crate::host::capacity;
 use crate::host::kernel::Kernel;
+use crate::host::netlink::Netlink;
 use crate::host::tap::has_vhost_net;
 use crate::hypervisor::{Accelerator, Hypervisors, WantedAccelerator, host_walls};
 
@@ -21,6 +22,7 @@ pub(super) struct HostFacts {
     pub(super) kernel_dir: PathBuf,
     pub(super) has_cgroups: bool,
     pub(super) accelerator: WantedAccelerator,
+    pub(super) links: Netlink,
 }
 
 impl HostFacts {
@@ -42,6 +44,7 @@ impl Facts for HostFacts {
         let failed = |error| HostError::new(HostErrorKind::Transient, "inspect", "the host").because(error);
         let (capacity, has_kernel_headers, has_vhost_net) =
             read.map_err(|error: tokio::task::JoinError| failed(error.to_string()))??;
+        let uplink_speed = self.links.uplink_speed().await?;
         let all = self.hypervisors.hypervisors().into_iter();
         Ok(HostSeen {
             capacity,
@@ -53,6 +56,7 @@ impl Facts for HostFacts {
             has_kernel_headers,
             has_cgroups: self.has_cgroups,
             has_vhost_net,
+            uplink_speed,
             accelerator_problem: self.accelerator.problem(),
             missing_walls: host_walls(),
         })

@@ -91,6 +91,7 @@ impl Host {
             kernel_dir: config.kernel_dir(),
             has_cgroups,
             accelerator: config.accelerator,
+            links: links.clone(),
         };
         let ports = Ports {
             hypervisors: machines,

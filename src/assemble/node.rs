@@ -27,6 +27,8 @@ pub(super) async fn declare(store: &Store, config: &Config) {
         platform: host_platform(),
         default_hypervisor: DEFAULT_HYPERVISOR,
         disk_reserve: config.disk_reserve(),
+        network_capacity: config.network_capacity(),
+        network_oversubscription: config.network_oversubscription,
     };
     declare_spec(store, spec).await;
 }

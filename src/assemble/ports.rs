@@ -29,7 +29,7 @@ pub(super) struct Ports {
 stead_controllers::host! { Ports, ports:
     Vmms, Guests, Memories, InstanceLogs, Snapshots: Hypervisors = ports.hypervisors;
     Images, ImageJobs: Oci = ports.images;
-    Links: Netlink = ports.links;
+    Links, Shapers: Netlink = ports.links;
     Firewall: Nft = ports.firewall;
     Disks: Ext4Files = ports.disks;
     Probes: Prober = ports.probes;

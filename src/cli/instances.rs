@@ -18,7 +18,7 @@ use super::client::Client;
 use super::instance_table::show_all;
 use super::policies::Policies;
 use super::show::{age, line, print, shown};
-use super::{Failure, Output, auto_standby, health, images, volumes};
+use super::{Failure, Output, auto_standby, bandwidth, health, images, volumes};
 
 /// Time for an instance to reach the state that a verb asks for; a boot on a busy host takes less.
 const ARRIVAL_MAX: Duration = Duration::from_secs(120);
@@ -58,6 +58,8 @@ pub(crate) struct Run {
     /// A tag, as KEY=VALUE.
     #[arg(short = 'l', long = "tag", value_parser = pair)]
     tags: Vec<(String, String)>,
+    #[command(flatten)]
+    bandwidth: bandwidth::Bandwidth,
     #[command(flatten)]
     policies: Policies,
     /// Return as soon as the spec is stored.
@@ -156,6 +158,7 @@ fn body(run: &Run) -> Result<Value, Failure> {
     if !run.volumes.is_empty() {
         set("volumes", run.volumes.iter().map(volumes::Mount::entry).collect());
     }
+    run.bandwidth.put(&mut body);
     run.policies.put(&mut body)?;
     Ok(body)
 }
@@ -241,6 +244,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
     ];
     facts.extend(instance.network.ip.clone().map(|ip| ("Address", ip)));
     facts.extend(instance.disk_io_bps.clone().map(|rate| ("Disk limit", rate)));
+    facts.extend(bandwidth::summary(&instance.network).map(|limits| ("Bandwidth", limits)));
     facts.extend(instance.vmm_pid.map(|pid| ("VMM process", pid.to_string())));
     facts.extend(instance.health_status.as_ref().and_then(health::summary).map(|health| ("Health", health)));
     facts.extend(instance.restart_status.as_ref().map(|restart| ("Restarts", restarts(restart))));

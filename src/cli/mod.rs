@@ -7,6 +7,7 @@
 mod arguments;
 mod auto_standby;
 mod backup;
+mod bandwidth;
 mod base;
 mod client;
 mod copy;

@@ -8,7 +8,7 @@ use stead_schemas::api::Instance;
 use super::client::Client;
 use super::health::Health;
 use super::instance_table::show_all;
-use super::{Failure, Output, auto_standby};
+use super::{Failure, Output, auto_standby, bandwidth};
 
 #[derive(Debug, Args)]
 pub(crate) struct Policies {
@@ -37,6 +37,8 @@ pub(crate) struct Policies {
 #[derive(Debug, Args)]
 pub(crate) struct Update {
     name: String,
+    #[command(flatten)]
+    bandwidth: bandwidth::Bandwidth,
     #[command(flatten)]
     policies: Policies,
 }
@@ -75,6 +77,7 @@ impl Policies {
 
 pub(super) async fn update(client: &Client, update: Update, output: Output) -> Result<(), Failure> {
     let mut body = json!({});
+    update.bandwidth.put(&mut body);
     update.policies.put(&mut body)?;
     let request = client.request(Method::PATCH, &["instances", &update.name]).json(&body);
     let instance: Instance = client.json(request).await?;

@@ -24,8 +24,9 @@ pub(super) async fn examine(config: &Config, daemon: &Daemon) -> Vec<Finding> {
         found.push(format!("{machines} VMs in {}", config.run_dir.join("vm").display()));
     }
     match links(config).await {
-        Ok((bridges, taps)) if bridges + taps > 0 => found.push(format!("{bridges} bridges, {taps} TAPs")),
-        Ok(_) | Err(_) => {}
+        Ok([0, 0, 0]) => {}
+        Ok([bridges, taps, ifbs]) => found.push(format!("{bridges} bridges, {taps} TAPs, {ifbs} IFBs")),
+        Err(_) => {}
     }
     if found.is_empty() {
         return vec![Finding::ok("leftovers", "nothing of an ended daemon is on this host")];
@@ -41,8 +42,9 @@ fn entries(directory: &Path) -> usize {
     fs::read_dir(directory).map_or(0, Iterator::count)
 }
 
-async fn links(config: &Config) -> Result<(usize, usize), stead_controllers::host::HostError> {
+/// Counts our links by kind.
+async fn links(config: &Config) -> Result<[usize; 3], stead_controllers::host::HostError> {
     let links = Netlink::new(Scope::new(config.bridge.as_str())?)?.list().await?;
-    let taps = links.iter().filter(|link| link.kind == LinkKind::Tap).count();
-    Ok((links.len() - taps, taps))
+    let count = |kind| links.iter().filter(|link| link.kind == kind).count();
+    Ok([LinkKind::Bridge, LinkKind::Tap, LinkKind::Ifb].map(count))
 }

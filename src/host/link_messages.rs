@@ -30,6 +30,10 @@ pub(super) struct Seen {
     pub(super) mtu: u32,
     pub(super) is_up: bool,
     pub(super) is_isolated: bool,
+    /// True for an end of a pair of virtual links and for a TAP: the speed that the kernel shows of them means nothing.
+    pub(super) has_made_up_speed: bool,
+    /// Kind of the queueing discipline at the link's root.
+    pub(super) qdisc: Option<String>,
 }
 
 impl From<LinkMessage> for Seen {
@@ -45,6 +49,8 @@ impl From<LinkMessage> for Seen {
             mtu: 0,
             is_up: message.header.flags.contains(LinkFlags::Up),
             is_isolated: false,
+            has_made_up_speed: false,
+            qdisc: None,
         };
         for attribute in message.attributes {
             match attribute {
@@ -54,6 +60,7 @@ impl From<LinkMessage> for Seen {
                 LinkAttribute::Controller(index) => seen.master = Some(index).filter(|&index| index != 0),
                 LinkAttribute::Group(group) => seen.group = group,
                 LinkAttribute::Mtu(mtu) => seen.mtu = mtu,
+                LinkAttribute::Qdisc(kind) => seen.qdisc = Some(kind),
                 LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| seen.note(info)),
                 _ => {}
             }
@@ -66,7 +73,12 @@ impl Seen {
     fn note(&mut self, info: &LinkInfo) {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => self.kind = Some(LinkKind::Bridge),
-            LinkInfo::Kind(InfoKind::Tun) => self.kind = Some(LinkKind::Tap),
+            LinkInfo::Kind(InfoKind::Tun) => {
+                self.kind = Some(LinkKind::Tap);
+                self.has_made_up_speed = true;
+            }
+            LinkInfo::Kind(InfoKind::Veth) => self.has_made_up_speed = true,
+            LinkInfo::Kind(InfoKind::Ifb) => self.kind = Some(LinkKind::Ifb),
             LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                 self.is_isolated = port.iter().any(|info| matches!(info, InfoBridgePort::Isolated(true)));
             }
@@ -79,11 +91,11 @@ impl Seen {
         scope.owner(self.alias.as_deref()?)
     }
 
-    /// Returns `true` for a bridge that we created and had no time to mark.
+    /// Returns `true` for a bridge or an IFB that we created and had no time to mark.
     pub(super) fn is_half_made(&self, scope: &Scope) -> bool {
-        self.kind == Some(LinkKind::Bridge)
+        matches!(self.kind, Some(LinkKind::Bridge | LinkKind::Ifb))
             && self.alias.as_deref().unwrap_or("").is_empty()
-            && self.name.as_ref().is_some_and(|name| scope.bridge_mac(name).0.as_slice() == self.mac)
+            && self.name.as_ref().is_some_and(|name| scope.creation_mac(name).0.as_slice() == self.mac)
     }
 }
 
@@ -107,6 +119,12 @@ pub(super) fn routes(messages: &[RouteMessage], links: &[Seen]) -> Routes {
         }
     }
     all
+}
+
+/// Returns the links of the default routes of the main table.
+pub(super) fn uplinks<'a>(messages: &[RouteMessage], links: &'a [Seen]) -> Vec<&'a Seen> {
+    let routes = messages.iter().filter_map(|message| route(message, links));
+    routes.filter(|(destination, _)| destination.is_none()).filter_map(|(_, link)| link).collect()
 }
 
 /// Returns the destination of a route of the main table (`None` for a default route) and its link.

@@ -37,10 +37,10 @@ impl Scope {
         alias.strip_prefix("stead:")?.strip_prefix(&self.0)?.strip_prefix(':')?.parse().ok()
     }
 
-    /// Returns the hardware address with which we create a bridge. Until the bridge has its alias, this address
-    /// distinguishes it from a foreign one.
-    pub(super) fn bridge_mac(&self, bridge: &LinkName) -> Mac {
-        let hash = Sha256::digest(format!("stead bridge {} {bridge}", self.0));
+    /// Returns the hardware address with which we create a bridge or an IFB. Until the link has its alias, this
+    /// address distinguishes it from a foreign one.
+    pub(super) fn creation_mac(&self, link: &LinkName) -> Mac {
+        let hash = Sha256::digest(format!("stead bridge {} {link}", self.0));
         let mut bytes = [0; 6];
         bytes.copy_from_slice(&hash[..6]);
         bytes[0] = bytes[0] & 0xfc | 0x02; // locally administered, unicast
@@ -82,7 +82,7 @@ mod tests {
     fn derived_addresses_differ_by_scope_and_bridge_and_are_local() {
         let (one, two) = (Scope::new("one").expect("valid"), Scope::new("two").expect("valid"));
         let [a, b]: [LinkName; 2] = ["br-a", "br-b"].map(|name| name.parse().expect("valid"));
-        let macs = [one.bridge_mac(&a), one.bridge_mac(&b), two.bridge_mac(&a)];
+        let macs = [one.creation_mac(&a), one.creation_mac(&b), two.creation_mac(&a)];
         assert!(macs[0] != macs[1] && macs[0] != macs[2]);
         assert!(macs.iter().all(|mac| mac.0[0] & 3 == 2));
         assert!(port_group(&a) != port_group(&b) && port_group(&a) >= 1 << 30);

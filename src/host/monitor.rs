@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
-use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -40,15 +40,16 @@ const SOCKET_BYTES: usize = 16 << 20;
 const REPORTS_MAX: usize = 64;
 
 impl Netlink {
-    /// Reports changes of our links by owner, and those of the host's addresses, routes and forwarding
-    /// ([`Notification::Host`]). Runs until the receiver is dropped. The kernel does not report some changes of a link that
-    /// is down; it always reports when a link is raised or removed.
+    /// Reports changes of our links and of the rules for their traffic by owner, and those of the host's addresses,
+    /// routes and forwarding ([`Notification::Host`]). Runs until the receiver is dropped. The kernel does not report
+    /// some changes of a link that is down; it always reports when a link is raised or removed. Rules that this adapter
+    /// sets are not reported.
     ///
     /// # Errors
     /// Returns an error when the first socket cannot be opened.
     pub fn monitor(&self) -> Result<mpsc::Receiver<Notification>, HostError> {
-        let scope = self.scope().clone();
-        follow("links", move || links_source(scope.clone()))
+        let links = self.clone();
+        follow("links", move || links_source(links.clone()))
     }
 }
 
@@ -91,8 +92,9 @@ fn follow(
     Ok(receiver)
 }
 
-fn links_source(scope: Scope) -> io::Result<Source> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+fn links_source(links: Netlink) -> io::Result<Source> {
+    let groups =
+        [MulticastGroup::Link, MulticastGroup::Tc, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
     let (mut connection, handle, messages) = new_multicast_connection(&groups)?;
     make_room(connection.socket_mut().socket_mut());
     drop(handle);
@@ -101,15 +103,46 @@ fn links_source(scope: Scope) -> io::Result<Source> {
         connection.await;
         None
     });
-    let messages = messages.map(|(message, _)| Some(message.payload));
+    let messages = messages.map(|(message, _)| Some(message));
     let both = stream::select(drive, messages);
-    let link_events = both.map(move |payload| Some(link_notification(&scope, payload?)));
+    let link_events = both.then(move |message| {
+        let links = links.clone();
+        async move {
+            let message = message?;
+            match shaped_link(&message) {
+                // The answers to our own requests are sent to everybody by older kernels. They would have no end.
+                Some(_) if message.header.port_number == links.port_number() => Some(None),
+                Some(index) => Some(shaping_notification(&links, index).await),
+                None => Some(link_notification(links.scope(), message.payload)),
+            }
+        }
+    });
     // The crate does not know these messages.
     let forwarding_events = datagrams(NETLINK_ROUTE, RTNLGRP_IPV4_NETCONF, |bytes| {
         netfilter_messages::is_forwarding_switched(bytes).then_some(Notification::Host).into_iter().collect()
     })?;
     let all = stream::select(link_events, forwarding_events.map(Some).chain(broken()));
     Ok(all.take_while(|item| ready(item.is_some())).filter_map(ready).boxed())
+}
+
+/// Returns the index of the link whose rules for traffic a message is about.
+fn shaped_link(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<u32> {
+    let NetlinkPayload::InnerMessage(message) = &message.payload else { return None };
+    match message {
+        RouteNetlinkMessage::NewQueueDiscipline(message)
+        | RouteNetlinkMessage::DelQueueDiscipline(message)
+        | RouteNetlinkMessage::NewTrafficFilter(message)
+        | RouteNetlinkMessage::DelTrafficFilter(message) => Some(message.header.index.cast_unsigned()),
+        _ => None,
+    }
+}
+
+/// Returns the owner of a link with changed rules for its traffic. The message does not name it.
+async fn shaping_notification(links: &Netlink, index: u32) -> Option<Notification> {
+    match links.by_index(index).await {
+        Ok(link) => link?.owner(links.scope()).map(Notification::Owner),
+        Err(_) => Some(Notification::Everything),
+    }
 }
 
 fn link_notification(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Notification> {

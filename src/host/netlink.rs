@@ -1,8 +1,8 @@
-//! Links by rtnetlink: bridges, TAPs, addresses, and the host's routes.
+//! Links by rtnetlink: bridges, TAPs, IFBs, addresses, and the host's routes.
 //!
 //! Guarantees: only links with this scope's mark are listed, changed or removed. No crash leaves an unmarked link: a
-//! TAP gets its alias before it can outlive us (`tap`). A bridge is created with a hardware address derived from
-//! scope and name, by which `create` and `remove` recognise it until it has its alias.
+//! TAP gets its alias before it can outlive us (`tap`). Bridges and IFBs are created with a hardware address derived
+//! from scope and name, by which `create` and `remove` recognise them until they have their alias.
 //! Assumes: the network namespace is that of the thread that calls [`Netlink::new`].
 //! Never: caches the kernel's answers.
 
@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkIfb, LinkMessageBuilder, LinkUnspec};
 use stead_controllers::host::{
     Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Routes,
 };
@@ -25,15 +25,13 @@ use stead_schemas::network::Cidr;
 
 use super::link_messages::{self, Seen};
 use super::marks::{BRIDGES, Scope, port_group};
+use super::netlink_connection::{Connection, ENODEV, errno, io_error};
 use super::tap::Tap;
 
 /// The forwarding switch of the host. It turns on forwarding for all links, and reads as on only after that.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const LINKS: &str = "/proc/sys/net/ipv4/conf";
 const LOOPBACK: &str = "lo";
-/// Error that Linux returns when a bridge has no port number left.
-const EXFULL: i32 = 54;
-const ENODEV: i32 = 19;
 
 /// The adapter. Clones are cheap.
 #[derive(Debug, Clone)]
@@ -64,19 +62,34 @@ impl Netlink {
         &self.0.scope
     }
 
-    fn handle(&self) -> Handle {
+    pub(super) fn handle(&self) -> Handle {
         self.0.requests.handle()
     }
 
+    /// Returns the number by which the kernel's messages name the sender of our requests.
+    pub(super) fn port_number(&self) -> u32 {
+        self.0.requests.port_number()
+    }
+
+    /// Converts the error of a request into the port's terms.
+    pub(super) fn failed(
+        &self,
+        operation: &'static str,
+        subject: &str,
+        error: rtnetlink::Error,
+    ) -> HostError {
+        self.0.requests.failed(operation, subject, error)
+    }
+
     /// Returns the link of this name, ours or foreign.
-    async fn get(&self, name: &LinkName) -> Result<Option<Seen>, HostError> {
+    pub(super) async fn get(&self, name: &LinkName) -> Result<Option<Seen>, HostError> {
         let request = self.handle().link().get().match_name(name.as_str());
         let found = self.one(request, "inspect link", name.as_str()).await?;
         // The kernel finds alternative names too. Such a link is another one.
         Ok(found.filter(|seen| seen.name.as_ref() == Some(name)))
     }
 
-    async fn by_index(&self, index: u32) -> Result<Option<Seen>, HostError> {
+    pub(super) async fn by_index(&self, index: u32) -> Result<Option<Seen>, HostError> {
         let request = self.handle().link().get().match_index(index);
         self.one(request, "inspect link", &index.to_string()).await
     }
@@ -90,12 +103,12 @@ impl Netlink {
         match request.execute().try_next().await {
             Ok(message) => Ok(message.map(Seen::from)),
             Err(error) if errno(&error) == Some(ENODEV) => Ok(None),
-            Err(error) => Err(self.0.requests.failed(operation, subject, error)),
+            Err(error) => Err(self.failed(operation, subject, error)),
         }
     }
 
     /// Returns a link that is ours by its alias. Otherwise the error is Missing or Conflict.
-    async fn ours(&self, operation: &'static str, name: &LinkName) -> Result<Seen, HostError> {
+    pub(super) async fn ours(&self, operation: &'static str, name: &LinkName) -> Result<Seen, HostError> {
         let seen = self.get(name).await?;
         let seen = seen.ok_or_else(|| HostError::new(HostErrorKind::Missing, operation, name.as_str()))?;
         if seen.owner(self.scope()).is_none() {
@@ -111,7 +124,7 @@ impl Netlink {
         message: LinkMessage,
     ) -> Result<(), HostError> {
         let done = self.handle().link().change(message).execute().await;
-        done.map_err(|error| self.0.requests.failed(operation, name.as_str(), error))
+        done.map_err(|error| self.failed(operation, name.as_str(), error))
     }
 
     async fn create_tap(&self, plan: &LinkPlan) -> Result<(), HostError> {
@@ -125,14 +138,24 @@ impl Netlink {
     }
 
     async fn create_bridge(&self, plan: &LinkPlan) -> Result<(), HostError> {
-        let mac = self.scope().bridge_mac(&plan.name);
         let message = LinkMessageBuilder::<LinkBridge>::new(plan.name.as_str())
-            .address(mac.0.to_vec())
+            .address(self.scope().creation_mac(&plan.name).0.to_vec())
             // Guests get no multicast except what the filter passes, and no one is there to subscribe to it.
             .mcast_snooping(false)
             .build();
+        self.create_with(plan, message).await
+    }
+
+    async fn create_ifb(&self, plan: &LinkPlan) -> Result<(), HostError> {
+        let mac = self.scope().creation_mac(&plan.name);
+        let message = LinkIfb::new(plan.name.as_str()).address(mac.0.to_vec()).build();
+        self.create_with(plan, message).await
+    }
+
+    /// Creates a link with its derived hardware address, and marks it.
+    async fn create_with(&self, plan: &LinkPlan, message: LinkMessage) -> Result<(), HostError> {
         let done = self.handle().link().add(message).execute().await;
-        done.map_err(|error| self.0.requests.failed("create link", plan.name.as_str(), error))?;
+        done.map_err(|error| self.failed("create link", plan.name.as_str(), error))?;
         let made = self.get(&plan.name).await?;
         let made = made.filter(|made| made.is_half_made(self.scope()));
         let made =
@@ -191,12 +214,12 @@ impl Netlink {
         let request = self.handle().address().add(index, address.address.into(), address.prefix);
         match request.execute().await {
             Err(error) if io_error(&error).kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            done => done.map_err(|error| self.0.requests.failed("add an address to", link.as_str(), error)),
+            done => done.map_err(|error| self.failed("add an address to", link.as_str(), error)),
         }
     }
 
     async fn remove_address(&self, link: &LinkName, index: u32, address: Cidr) -> Result<(), HostError> {
-        let failed = |error| self.0.requests.failed("remove an address from", link.as_str(), error);
+        let failed = |error| self.failed("remove an address from", link.as_str(), error);
         for message in self.address_messages(index).await? {
             if address_of(&message) == Some(address) {
                 self.handle().address().del(message).execute().await.map_err(failed)?;
@@ -208,7 +231,7 @@ impl Netlink {
     async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, HostError> {
         let request = self.handle().address().get().set_link_index_filter(index);
         let all: Result<Vec<AddressMessage>, _> = request.execute().try_collect().await;
-        let mut all = all.map_err(|error| self.0.requests.failed("list", "addresses", error))?;
+        let mut all = all.map_err(|error| self.failed("list", "addresses", error))?;
         all.retain(|message| message.header.index == index);
         Ok(all)
     }
@@ -219,16 +242,16 @@ impl Netlink {
         Ok(all)
     }
 
-    async fn dump(&self) -> Result<Vec<Seen>, HostError> {
+    pub(super) async fn dump(&self) -> Result<Vec<Seen>, HostError> {
         let all: Result<Vec<LinkMessage>, _> = self.handle().link().get().execute().try_collect().await;
-        let all = all.map_err(|error| self.0.requests.failed("list", "links", error))?;
+        let all = all.map_err(|error| self.failed("list", "links", error))?;
         Ok(all.into_iter().map(Seen::from).collect())
     }
 
     /// Returns the forwarding switches that are off, of the links that guest packets may use: those with an address.
     async fn links_that_do_not_forward(&self) -> Result<Vec<String>, HostError> {
         let all: Result<Vec<AddressMessage>, _> = self.handle().address().get().execute().try_collect().await;
-        let all = all.map_err(|error| self.0.requests.failed("list", "addresses", error))?;
+        let all = all.map_err(|error| self.failed("list", "addresses", error))?;
         let with_address: BTreeSet<u32> =
             all.iter().filter(|message| address_of(message).is_some()).map(|it| it.header.index).collect();
         let mut switches = Vec::new();
@@ -250,7 +273,7 @@ impl Netlink {
         };
         let addresses = match kind {
             LinkKind::Bridge => self.addresses(seen.index).await?,
-            LinkKind::Tap => Vec::new(),
+            LinkKind::Tap | LinkKind::Ifb => Vec::new(),
         };
         let is_in_group = master.as_ref().is_some_and(|bridge| seen.group == port_group(bridge));
         Ok(Some(Link {
@@ -301,6 +324,7 @@ impl Links for Netlink {
             None => match plan.kind {
                 LinkKind::Tap => self.create_tap(plan).await,
                 LinkKind::Bridge => self.create_bridge(plan).await,
+                LinkKind::Ifb => self.create_ifb(plan).await,
             },
         }
     }
@@ -332,7 +356,7 @@ impl Links for Netlink {
     async fn routes(&self) -> Result<Routes, HostError> {
         let request = self.handle().route().get(link_messages::main_table_ipv4());
         let all: Result<Vec<_>, _> = request.execute().try_collect().await;
-        let all = all.map_err(|error| self.0.requests.failed("list", "routes", error))?;
+        let all = all.map_err(|error| self.failed("list", "routes", error))?;
         Ok(link_messages::routes(&all, &self.dump().await?))
     }
 
@@ -359,63 +383,6 @@ impl Links for Netlink {
     }
 }
 
-/// A netlink socket with its own thread: the kernel executes requests while they are sent, and may wait for its
-/// configuration lock meanwhile.
-#[derive(Debug)]
-struct Connection(Mutex<Handle>);
-
-impl Connection {
-    fn open() -> io::Result<Self> {
-        Ok(Self(Mutex::new(Self::connect()?)))
-    }
-
-    /// Opens a connection. The thread ends when the last handle is dropped.
-    fn connect() -> io::Result<Handle> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(sender.send(Err(error))),
-            };
-            runtime.block_on(async {
-                match rtnetlink::new_connection() {
-                    Ok((connection, handle, _)) => {
-                        // The receiver is gone only if `connect` itself was unwound.
-                        let _ = sender.send(Ok(handle));
-                        drop(sender);
-                        connection.await;
-                    }
-                    Err(error) => drop(sender.send(Err(error))),
-                }
-            });
-        };
-        std::thread::Builder::new().name("netlink".to_owned()).spawn(run)?;
-        receiver.recv().unwrap_or_else(|_| Err(io::Error::other("the netlink thread ended")))
-    }
-
-    fn handle(&self) -> Handle {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Converts the error into the port's terms. A closed socket is opened again for the next request.
-    fn failed(&self, operation: &'static str, subject: &str, error: rtnetlink::Error) -> HostError {
-        if let (rtnetlink::Error::RequestFailed, Ok(fresh)) = (&error, Self::connect()) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-        }
-        let kind = match errno(&error) {
-            Some(ENODEV) => HostErrorKind::Missing,
-            Some(EXFULL) => HostErrorKind::Exhausted,
-            Some(_) => HostError::kind_of_io(&io_error(&error)),
-            None => HostErrorKind::Transient,
-        };
-        match errno(&error) {
-            Some(_) => HostError::new(kind, operation, subject).because(io_error(&error)),
-            None => HostError::new(kind, operation, subject).because(error),
-        }
-    }
-}
-
 /// Returns `true` if a switch is on. A removed link counts as on, because there is nothing to switch.
 fn is_on(switch: &str) -> Result<bool, HostError> {
     match fs::read_to_string(switch) {
@@ -423,17 +390,6 @@ fn is_on(switch: &str) -> Result<bool, HostError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(HostError::io("read", switch, error)),
     }
-}
-
-fn errno(error: &rtnetlink::Error) -> Option<i32> {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().wrapping_neg()),
-        _ => None,
-    }
-}
-
-fn io_error(error: &rtnetlink::Error) -> io::Error {
-    errno(error).map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }
 
 fn not_ours(operation: &'static str, name: &LinkName) -> HostError {

@@ -31,7 +31,7 @@ use crate::socket::run;
 pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
 /// Steps caused by changes of the host while no daemon ran. The instance's VM runs.
-const OF_DRIFT: [(&str, &str, &str); 12] = [
+const OF_DRIFT: [(&str, &str, &str); 16] = [
     ("network", "LoadFirewall", "nft delete table bridge $TABLE"),
     ("network", "CreateBridge", "ip link del $BRIDGE"),
     ("network", "AddAddress", "ip addr flush dev $BRIDGE"),
@@ -48,6 +48,10 @@ const OF_DRIFT: [(&str, &str, &str); 12] = [
     ("port", "Enslave", "ip link set $TAP nomaster"),
     ("port", "Isolate", "bridge link set dev $TAP isolated off"),
     ("port", "AddRule", "nft flush set bridge $TABLE ports"),
+    ("port", "Limit", "tc qdisc del dev $TAP root"),
+    ("port", "CreateIfb", "ip link del $IFB"),
+    ("port", "RaiseIfb", "ip link set $IFB down"),
+    ("port", "Divert", "tc filter del dev $TAP ingress"),
     ("port", "RaiseTap", "ip link set $TAP down"),
 ];
 
@@ -75,9 +79,10 @@ const OF_DRIFT_WHILE_DOWN: [(&str, &str, &str); 3] = [
 ];
 
 /// Steps of deleting an instance whose VM has just been started.
-const OF_DELETION: [(&str, &str); 6] = [
+const OF_DELETION: [(&str, &str); 7] = [
     ("port", "RemoveRule"),
     ("port", "RemoveTap"),
+    ("port", "RemoveIfb"),
     ("disk", "Remove"),
     ("instance", "Kill"),
     ("instance", "Release"),
@@ -151,6 +156,11 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     assert_eq!(tables, all);
 }
 
+/// Returns limits of the traffic of an instance, in both directions.
+fn limited() -> serde_json::Value {
+    json!({ "bandwidth_download": "800Mbps", "bandwidth_upload": "800Mbps" })
+}
+
 /// Crashes at every repair step for the changes in these tables, with these VMs.
 async fn heals(site: &mut Harness, drifts: &[(&str, &str, &str)], vmms: &[u32]) {
     for (kind, action, drift) in drifts {
@@ -170,7 +180,7 @@ async fn heals(site: &mut Harness, drifts: &[(&str, &str, &str)], vmms: &[u32]) 
 fn a_crash_at_any_step_of_making_the_host_as_specified_is_healed() {
     in_namespace(async || {
         let mut site = Harness::running().await;
-        let body = json!({ "cmd": ["sh", "-c", "echo here; sleep 1000"] });
+        let body = json!({ "cmd": ["sh", "-c", "echo here; sleep 1000"], "network": limited() });
         let instance = site.create("box", &image("busybox"), body).await;
         let seen = site.until_state("box", "Running").await;
         site.stop().await;
@@ -205,7 +215,8 @@ fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
                 let failpoint = format!("{kind}/{action}/{edge}");
                 site.spawn(Some(&failpoint));
                 site.answers().await;
-                let id = site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "9"] })).await;
+                let body = json!({ "cmd": ["sleep", "9"], "network": limited() });
+                let id = site.create("box", &image("busybox"), body).await;
                 site.until("box", "launched", |seen| seen["vmm_pid"].is_u64()).await;
                 let path = format!("/instances/{id}");
                 // The daemon dies of the request.

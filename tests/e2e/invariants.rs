@@ -43,7 +43,7 @@ struct Host {
 stead_controllers::host! { Host, host:
     Vmms, Guests, Memories, InstanceLogs, Snapshots: Hypervisors = host.machines;
     Images, ImageJobs: Oci = host.images;
-    Links: Netlink = host.links;
+    Links, Shapers: Netlink = host.links;
     Firewall: Nft = host.firewall;
     Disks: Ext4Files = host.disks;
     ..World = host.rest;

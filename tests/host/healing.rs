@@ -8,7 +8,9 @@ use stead::host::monitor::{Notification, monitor_table};
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::store::{CuidIds, SystemClock};
-use stead_controllers::host::{Firewall, FirewallRules, Forwarding, Links, NicRule};
+use stead_controllers::host::{
+    Detour, Firewall, FirewallRules, Forwarding, Limit, Links, NicRule, Shapers, Shaping,
+};
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::nic::NicReconciler;
 use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
@@ -17,7 +19,8 @@ use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError
 use stead_schemas::condition::is_ready;
 use stead_schemas::limits::RESYNC_INTERVAL;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Mac, Network, NetworkSpec, Nic, NicSpec};
+use stead_schemas::network::{Bandwidth, Mac, Network, NetworkSpec, Nic, NicSpec};
+use stead_schemas::quantity::Rate;
 use tokio::sync::mpsc::Receiver;
 
 use crate::guest::{TABLE, bridge, rules};
@@ -29,7 +32,8 @@ const _: () =
     assert!(HEALED_WITHIN.as_secs() < RESYNC_INTERVAL.as_secs(), "a comparison could undo the damage");
 
 /// Command that shows everything that the damages change.
-const SCRIPT: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; \
+const SCRIPT: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; tc qdisc; cat /proc/sys/net/ipv4/ip_forward; \
+     tc filter show dev st-tap ingress || true; \
      cat /proc/sys/net/ipv4/conf/st-br/forwarding || true";
 
 /// The real links and tables; the other ports are not used.
@@ -41,7 +45,7 @@ struct Net {
 }
 
 stead_controllers::host! { Net, host:
-    Links: Netlink = host.links;
+    Links, Shapers: Netlink = host.links;
     Firewall: Nft = host.firewall;
     ..World = host.rest;
 }
@@ -50,6 +54,11 @@ struct Daemon {
     store: Store,
     links: Netlink,
     firewall: Nft,
+}
+
+/// Returns limits of both directions, of which that of the guest's sending is half as high.
+fn limits(rate: u64) -> Bandwidth {
+    Bandwidth { download: Some(Rate(rate)), upload: Some(Rate(rate / 2)) }
 }
 
 fn rule() -> NicRule {
@@ -109,6 +118,7 @@ impl Daemon {
                 mac,
                 class: 1,
                 has_queues: false,
+                bandwidth: limits(12_500_000),
             };
             let new =
                 New { uid: None, name: Name::from(&uid('p')), tags: Default::default(), owner: None, spec };
@@ -123,15 +133,30 @@ impl Daemon {
             self.store.get::<Network>(network).is_some_and(|it| is_ready(&it.status.conditions))
                 && self.store.get::<Nic>(nic).is_some_and(|it| is_ready(&it.status.conditions));
         let forwarding = self.links.forwarding().await.expect("read");
-        let tap = self.links.inspect(&rule().tap).await.expect("read");
+        let tap = Links::inspect(&self.links, &rule().tap).await.expect("read");
         let is_tap_good =
             tap.is_some_and(|tap| tap.is_up && tap.is_isolated && tap.master.as_ref() == Some(&bridge()));
-        let link = self.links.inspect(&bridge()).await.expect("read");
+        let link = Links::inspect(&self.links, &bridge()).await.expect("read");
         let is_bridge_good = link.is_some_and(|link| link.is_up && link.addresses == [rules().subnet]);
         let rules = FirewallRules { is_for_guests_only: forwarding != Forwarding::ByHost, ..rules() };
+        let shaping = async |link| Shapers::inspect(&self.links, &link).await.expect("read");
+        let nic = self.store.get::<Nic>(nic).expect("it is stored");
+        let Bandwidth { download, upload } = nic.spec.bandwidth;
+        let limit = |rate: Option<Rate>| rate.map_or(Limit::None, Limit::At);
+        let detour = upload.map_or(Detour::None, |_| Detour::Through(nic.spec.ifb()));
+        let is_limited = shaping(nic.spec.tap.clone()).await == Shaping { limit: limit(download), detour }
+            && shaping(nic.spec.ifb()).await.limit == limit(upload);
+        let ifb = Links::inspect(&self.links, &nic.spec.ifb()).await.expect("read");
+        let is_ifb_good = ifb.map(|ifb| ifb.is_up) == upload.map(|_| true);
         let firewall = self.firewall.inspect(&rules).await.expect("read");
         let is_guarded = firewall.is_some_and(|seen| seen.is_intact && seen.nics == [rule()]);
-        is_reported && is_tap_good && is_bridge_good && is_guarded && forwarding != Forwarding::Off
+        let is_shaped = is_limited && is_ifb_good;
+        is_reported
+            && is_tap_good
+            && is_bridge_good
+            && is_guarded
+            && is_shaped
+            && forwarding != Forwarding::Off
     }
 
     async fn until_whole(&self, network: &Uid, nic: &Uid, within: Duration, after: &str) {
@@ -179,6 +204,15 @@ fn what_is_broken_behind_the_daemon_is_repaired_by_the_events_of_the_damage() {
             "ip link set st-tap nomaster",
             "bridge link set dev st-tap isolated off",
             "ip link set st-tap group 0",
+            "tc qdisc del dev st-tap root",
+            "tc qdisc replace dev st-tap root pfifo",
+            "tc qdisc change dev st-tap root handle 5ead: tbf rate 1gbit burst 1mb latency 1s",
+            "tc qdisc del dev St-tap root",
+            "tc filter del dev st-tap ingress",
+            "tc qdisc del dev st-tap clsact",
+            "ip link set St-tap down",
+            "ip link del St-tap",
+            "ip link del St-tap; ip link del st-tap",
             "ip link del st-br",
             "ip link set st-br down",
             "ip addr flush dev st-br",
@@ -201,6 +235,9 @@ fn what_is_broken_behind_the_daemon_is_repaired_by_the_events_of_the_damage() {
             daemon.until_whole(&network, &nic, HEALED_WITHIN, damage).await;
         }
 
+        changed_limits_are_in_force(&daemon, &network, &nic).await;
+        strays_are_removed(&daemon).await;
+
         let (network_of, nic_of) = (network.clone(), nic.clone());
         let deleted = daemon.store.transact(move |tx| {
             tx.request_deletion::<Nic>(&nic_of)?;
@@ -216,4 +253,29 @@ fn what_is_broken_behind_the_daemon_is_repaired_by_the_events_of_the_damage() {
         assert_eq!(shell("nft list ruleset"), "");
         assert_eq!(shell("ip -o link | wc -l").trim(), "1", "only lo is left");
     });
+}
+
+/// Checks that limits which a client changes or removes are in force, and that nothing of earlier ones is left.
+async fn changed_limits_are_in_force(daemon: &Daemon, network: &Uid, nic: &Uid) {
+    let download_only = Bandwidth { upload: None, ..limits(1_000_000) };
+    for bandwidth in [limits(1_000_000), download_only, Bandwidth::default()] {
+        let uid = nic.clone();
+        let changed = daemon.store.transact(move |tx| {
+            tx.update_spec::<Nic>(&uid, None, |spec| spec.bandwidth = bandwidth)?;
+            Ok::<_, TxError>(())
+        });
+        changed.await.unwrap_or_else(|error| panic!("{error:?}"));
+        daemon.until_whole(network, nic, HEALED_WITHIN, &format!("{bandwidth:?}")).await;
+    }
+}
+
+/// Checks that the links of an object that is in no store are removed, as after the loss of a database.
+async fn strays_are_removed(daemon: &Daemon) {
+    let mark = "alias stead:test:a23456789012345678901234";
+    shell(&format!("ip link add Stray type ifb; ip link set Stray {mark}; ip link set Stray up"));
+    let start = Instant::now();
+    while Links::inspect(&daemon.links, &link_name("Stray")).await.expect("read").is_some() {
+        assert!(start.elapsed() < HEALED_WITHIN, "it is left over");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -7,6 +7,7 @@ use stead_controllers::host::{
     Forwarding, HostErrorKind, LinkChange, LinkKind, LinkPlan, Links, Route, Routes,
 };
 use stead_schemas::network::Cidr;
+use stead_schemas::quantity::Rate;
 
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 
@@ -16,6 +17,10 @@ fn bridge(owner: char) -> LinkPlan {
 
 fn tap(owner: char) -> LinkPlan {
     LinkPlan { name: link_name("st-tap"), owner: uid(owner), kind: LinkKind::Tap, has_queues: false }
+}
+
+fn ifb(owner: char) -> LinkPlan {
+    LinkPlan { name: link_name("St-tap"), owner: uid(owner), kind: LinkKind::Ifb, has_queues: false }
 }
 
 fn cidr(text: &str) -> Cidr {
@@ -165,7 +170,7 @@ impl<Inner: Future> Future for Polls<Inner> {
 fn a_create_that_is_dropped_at_any_await_leaves_nothing_that_is_not_ours() {
     in_namespace(async || {
         let links = netlink("test");
-        for plan in [tap('t'), bridge('b')] {
+        for plan in [tap('t'), bridge('b'), ifb('i')] {
             for left in 0..POLLS_MAX {
                 let future = Box::pin(links.create(&plan));
                 let done = Polls { future, left }.await;
@@ -182,6 +187,27 @@ fn a_create_that_is_dropped_at_any_await_leaves_nothing_that_is_not_ours() {
                 assert_eq!(shell("ip -o link | wc -l").trim(), "1", "after {left} polls");
             }
         }
+    });
+}
+
+#[test]
+fn the_speed_of_an_uplink_is_that_of_the_slowest_default_route_with_a_real_one() {
+    in_namespace(async || {
+        let links = netlink("test");
+        let speed = async || links.uplink_speed().await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert_eq!(speed().await, None, "there is no route");
+        shell("ip link add up0 type veth peer up1; ip link set up1 up; ip link set up0 up");
+        shell("ip addr add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.254 metric 9");
+        links.create(&tap('t')).await.expect("made");
+        shell("ip link set st-tap up; ip route add default dev st-tap metric 8");
+        assert_eq!(speed().await, None, "the kernel makes up a speed of virtual links");
+        shell(
+            "ip link add up2 link up1 type macvlan; ip link set up2 up; ip route add default dev up2 metric 7",
+        );
+        let shown: u64 = shell("cat /sys/class/net/up2/speed").trim().parse().expect("a speed");
+        assert_eq!(speed().await, Some(Rate(shown * 125_000)));
+        shell("ip route del default metric 7");
+        assert_eq!(speed().await, None);
     });
 }
 

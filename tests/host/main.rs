@@ -18,5 +18,6 @@ mod namespace;
 mod probes;
 mod registry;
 mod registry_harness;
+mod shaping;
 mod taps;
 mod wake;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stead::host::monitor::{Notification, monitor_table};
-use stead_controllers::host::{Firewall, LinkChange, LinkKind, LinkPlan, Links};
+use stead_controllers::host::{Firewall, LinkChange, LinkKind, LinkPlan, Links, Shapers};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
@@ -59,6 +59,47 @@ fn changes_of_our_links_are_notified_by_owner_and_of_other_scopes_not() {
             shell(&format!("echo {value} > /proc/sys/net/ipv4/ip_forward"));
             receives(&mut monitor, &Notification::Host).await;
         }
+    });
+}
+
+#[test]
+fn limits_that_others_change_are_notified_by_owner_and_our_own_changes_are_not() {
+    in_namespace(async || {
+        let links = netlink("test");
+        let mut monitor = links.monitor().expect("opened");
+        let taps = [('t', link_name("st-tap")), ('u', link_name("st-tap2"))];
+        let ifb = link_name("St-tap2");
+        for (owner, name, kind) in [
+            (taps[0].0, &taps[0].1, LinkKind::Tap),
+            (taps[1].0, &taps[1].1, LinkKind::Tap),
+            (taps[1].0, &ifb, LinkKind::Ifb),
+        ] {
+            let plan = LinkPlan { name: name.clone(), owner: uid(owner), kind, has_queues: false };
+            links.create(&plan).await.expect("made");
+        }
+        let limit = "10Mbps".parse().expect("valid");
+        links.limit(&taps[1].1, limit).await.expect("limited");
+        links.divert(&taps[1].1, &ifb).await.expect("diverted");
+        settle(&mut monitor).await;
+        shell("tc qdisc add dev lo root pfifo; tc qdisc del dev lo root");
+        for damage in [
+            "tc qdisc change dev st-tap2 root handle 5ead: tbf rate 1mbit burst 10kb latency 10ms",
+            "tc qdisc replace dev st-tap2 root pfifo",
+            "tc qdisc del dev st-tap2 root",
+            "tc filter del dev st-tap2 ingress",
+            "tc qdisc del dev st-tap2 clsact",
+        ] {
+            // Our own change of another TAP comes first.
+            links.limit(&taps[0].1, limit).await.expect("limited");
+            Shapers::inspect(&links, &taps[0].1).await.expect("read");
+            shell(damage);
+            let first =
+                timeout(SOON, monitor.recv()).await.expect("heard soon").expect("the monitor goes on");
+            assert_eq!(first, Notification::Owner(uid('u')), "{damage}");
+            settle(&mut monitor).await;
+        }
+        shell("ip link del St-tap2");
+        receives(&mut monitor, &Notification::Gone(uid('u'))).await;
     });
 }
 

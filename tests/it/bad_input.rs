@@ -133,9 +133,19 @@ fn unsupported_fields() -> Vec<Case> {
             "network.bandwidth_download ",
         ),
         post(
-            with("network", json!({"bandwidth_upload": "1Gbps"})),
-            "not_supported",
+            with("network", json!({"bandwidth_upload": "63kbps"})),
+            "invalid_bandwidth_upload",
             "network.bandwidth_upload ",
+        ),
+        post(
+            with("network", json!({"bandwidth_download": "401Gbps"})),
+            "invalid_bandwidth_download",
+            "network.bandwidth_download ",
+        ),
+        post(
+            with("network", json!({"enabled": false, "bandwidth_upload": "1Mbps"})),
+            "invalid_bandwidth_upload",
+            "network.bandwidth_upload needs network.enabled",
         ),
         post(
             with("network", json!({"egress": {"enabled": true}})),

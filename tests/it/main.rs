@@ -4,6 +4,7 @@ mod api;
 mod auto_standby;
 mod backup;
 mod bad_input;
+mod bandwidth;
 mod cli;
 mod daemon;
 mod generated;

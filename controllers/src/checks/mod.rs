@@ -8,6 +8,7 @@ mod content;
 mod hypervisor;
 mod ingress;
 mod policy;
+mod shaping;
 mod storage;
 mod wake;
 
@@ -24,7 +25,7 @@ use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
-use stead_schemas::names::{Digest, Uid};
+use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::{Network, Nic};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
@@ -33,7 +34,8 @@ use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
 use crate::host::{
-    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Links, Memories, Snapshots, Vmms,
+    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Links, Memories, Shapers, Shaping,
+    Snapshots, Vmms,
 };
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, NicRule, ProbeSeen,
@@ -63,6 +65,8 @@ pub struct Records {
 #[derive(Debug, Clone, Default)]
 pub struct HostSnapshot {
     pub links: Vec<Link>,
+    /// The rules for the traffic of links that have any.
+    pub shaping: BTreeMap<LinkName, Shaping>,
     pub forwarding: Forwarding,
     pub firewall: BTreeMap<String, FirewallSeen>,
     pub disks: BTreeMap<Uid, Bytes>,
@@ -108,6 +112,12 @@ impl HostSnapshot {
     /// Returns the error of the first read that failed.
     pub async fn read<H: Host>(host: &H, tables: &[FirewallRules]) -> Result<Self, HostError> {
         let mut snapshot = Self { links: host.links().list().await?, ..Self::default() };
+        for link in &snapshot.links {
+            let shaping = host.shapers().inspect(&link.name).await?;
+            if shaping != Shaping::default() {
+                snapshot.shaping.insert(link.name.clone(), shaping);
+            }
+        }
         snapshot.forwarding = host.links().forwarding().await?;
         for rules in tables {
             if let Some(seen) = host.firewall().inspect(rules).await? {
@@ -345,18 +355,38 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
         }
         check_ready(broken, Network::NAME, &network.meta.uid, &network.status.conditions);
     }
+    check_nics(broken, records, host, now, &mut expected_links);
+    for link in &host.links {
+        if !expected_links.contains(&link.name) {
+            broken.push(format!("link {} is left over", link.name));
+        }
+    }
+}
+
+/// Checks the links of all nics, and adds those that may be there to `expected_links`.
+fn check_nics(
+    broken: &mut Broken,
+    records: &Records,
+    host: &HostSnapshot,
+    now: Timestamp,
+    expected_links: &mut BTreeSet<LinkName>,
+) {
     for nic in &records.nics {
         let owner = nic.meta.owner.as_ref().map(|owner| &owner.uid);
         check_owner(broken, records, Nic::NAME, &nic.meta.uid, owner);
         let tap = host.links.iter().find(|link| link.name == nic.spec.tap);
         match is_behind(records, nic) {
-            Some(true) => {}
+            Some(true) => {
+                shaping::limits(broken, nic, host);
+                expected_links.extend(nic.spec.bandwidth.upload.map(|_| nic.spec.ifb()));
+            }
             // A program that is restarted after a delay may or may not have kept the TAP.
             None if tap.is_none() => continue,
-            None => {}
+            // The limits of a TAP that is kept may be those of an earlier spec.
+            None => drop(expected_links.insert(nic.spec.ifb())),
             Some(false) => {
                 if tap.is_some() && is_kept(nic, now) {
-                    expected_links.insert(nic.spec.tap.clone());
+                    expected_links.extend([nic.spec.tap.clone(), nic.spec.ifb()]);
                 } else if let Some(tap) = tap {
                     broken.push(format!("port {} of a VM that is down has {tap:?}", nic.meta.uid));
                 }
@@ -377,11 +407,6 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
             broken.push(format!("tap of port {} is {tap:?}", nic.meta.uid));
         }
         check_ready(broken, Nic::NAME, &nic.meta.uid, &nic.status.conditions);
-    }
-    for link in &host.links {
-        if !expected_links.contains(&link.name) {
-            broken.push(format!("link {} is left over", link.name));
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::future::Future;
 use stead_schemas::confinement::Wall;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::node::{Accelerator, HypervisorStatus, Resources};
+use stead_schemas::quantity::Rate;
 
 use super::HostError;
 
@@ -20,6 +21,8 @@ pub struct HostSeen {
     pub has_cgroups: bool,
     /// True if the kernel can move the frames of guests.
     pub has_vhost_net: bool,
+    /// Speed of the slowest link with a default route; `None` if no such link has a known speed.
+    pub uplink_speed: Option<Rate>,
     /// The reason why no VM can be started on the accelerator that the configuration demands.
     pub accelerator_problem: Option<String>,
     /// Walls that VMMs of this host are not behind, because its kernel lacks them.

@@ -26,6 +26,9 @@ pub struct Link {
 pub enum LinkKind {
     Bridge,
     Tap,
+    /// An intermediate functional block: what arrives at a TAP is led through it, so that its rate can be limited
+    /// ([`super::Shapers`]).
+    Ifb,
 }
 
 /// A link to make. The mark is set in such a way that no crash leaves an unmarked link of ours behind.

@@ -2,7 +2,7 @@
 
 use super::{
     Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners, Memories,
-    Probes, Snapshots, Vmms, WakeListeners,
+    Probes, Shapers, Snapshots, Vmms, WakeListeners,
 };
 
 /// A host: one port for each subject. Clones share what is behind the ports.
@@ -15,6 +15,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Images: Images;
     type ImageJobs: ImageJobs;
     type Links: Links;
+    type Shapers: Shapers;
     type Firewall: Firewall;
     type Disks: Disks;
     type Probes: Probes;
@@ -31,6 +32,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn images(&self) -> &Self::Images;
     fn image_jobs(&self) -> &Self::ImageJobs;
     fn links(&self) -> &Self::Links;
+    fn shapers(&self) -> &Self::Shapers;
     fn firewall(&self) -> &Self::Firewall;
     fn disks(&self) -> &Self::Disks;
     fn probes(&self) -> &Self::Probes;
@@ -85,6 +87,7 @@ macro_rules! host {
             port!(Images images);
             port!(ImageJobs image_jobs);
             port!(Links links);
+            port!(Shapers shapers);
             port!(Firewall firewall);
             port!(Disks disks);
             port!(Probes probes);

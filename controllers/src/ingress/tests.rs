@@ -12,7 +12,7 @@ use stead_schemas::instance::{Instance, InstanceStatus, Power, State};
 use stead_schemas::limits::{INGRESS_PORTS_MAX, INGRESS_RULES_MAX};
 use stead_schemas::meta::{Kind, Meta, OwnerRef, Tags};
 use stead_schemas::names::Name;
-use stead_schemas::network::{Mac, Network, NetworkSpec, Nic, NicSpec};
+use stead_schemas::network::{Bandwidth, Mac, Network, NetworkSpec, Nic, NicSpec};
 use stead_schemas::numbers::Generation;
 use stead_schemas::policy::AutoStandbyPolicy;
 use stead_schemas::quantity::GoDuration;
@@ -293,6 +293,7 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
                 mac: Mac::of_address(address),
                 class: 1,
                 has_queues: false,
+                bandwidth: Bandwidth::default(),
             },
         })?;
         let mut spec = crate::vm::example(power, 1, 0).spec;

@@ -188,6 +188,7 @@ mod tests {
 
     use jiff::Timestamp;
     use stead_schemas::meta::{Object, OwnerRef};
+    use stead_schemas::network::Bandwidth;
 
     use super::*;
     use crate::nic::admission::TapForm;
@@ -227,7 +228,7 @@ mod tests {
         let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
         let made = store.transact(move |tx| {
             let owner = OwnerRef { kind: "network".to_owned(), uid };
-            let form = TapForm { prefix: "st", has_queues: false };
+            let form = TapForm { prefix: "st", has_queues: false, bandwidth: Bandwidth::default() };
             (0..count).try_for_each(|_| crate::nic::admission::create(tx, &owner, form).map(drop))
         });
         made.await.map_err(|error| match error {

@@ -1,10 +1,11 @@
 //! Admission of ports. Only the admission of instances makes ports.
 
-use stead_schemas::instance::Hypervisor;
-use stead_schemas::meta::{OwnerRef, Tags};
+use stead_schemas::instance::{Hypervisor, Rates};
+use stead_schemas::meta::{Object, OwnerRef, Tags};
 use stead_schemas::names::{LinkName, Name, Uid};
-use stead_schemas::network::{Mac, Nic, NicSpec};
-use stead_schemas::node::Accelerator;
+use stead_schemas::network::{Bandwidth, Mac, Nic, NicSpec};
+use stead_schemas::node::{Accelerator, Node};
+use stead_schemas::quantity::Rate;
 
 use crate::network::admission as networks;
 use crate::node::admission as nodes;
@@ -23,6 +24,7 @@ pub(crate) struct TapForm<'a> {
     pub(crate) prefix: &'a str,
     /// True if the TAP can have several queues.
     pub(crate) has_queues: bool,
+    pub(crate) bandwidth: Bandwidth,
 }
 
 impl<'a> TapForm<'a> {
@@ -37,11 +39,13 @@ impl<'a> TapForm<'a> {
         prefix: &'a str,
         hypervisor: Hypervisor,
         vcpus: u32,
+        rates: &Rates,
     ) -> Result<Self, Refused> {
         let node = nodes::local(tx)?;
         let is_executed = node.status.accelerator == Some(Accelerator::Kvm);
         let can_have = nodes::declared(&node, hypervisor)?.card_queues_max > 1;
-        Ok(Self { prefix, has_queues: is_executed && can_have && vcpus > 1 })
+        let has_queues = is_executed && can_have && vcpus > 1;
+        Ok(Self { prefix, has_queues, bandwidth: bandwidth(&node, rates, vcpus) })
     }
 }
 
@@ -59,10 +63,26 @@ pub(crate) fn create(tx: &mut Tx<'_>, owner: &OwnerRef, form: TapForm<'_>) -> Re
         mac: Mac::of_address(address),
         class: class(tx, &uid)?,
         has_queues: form.has_queues,
+        bandwidth: form.bandwidth,
     };
     let name = Name::from(&uid);
     let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
     Ok(tx.create::<Nic>(new)?.meta.uid.clone())
+}
+
+/// Changes the limits of a port to those of an instance with these rates and processors.
+pub(crate) fn limit(tx: &mut Tx<'_>, nic: &Uid, rates: &Rates, vcpus: u32) -> Result<(), Refused> {
+    let node = nodes::local(tx)?;
+    let bandwidth = bandwidth(&node, rates, vcpus);
+    tx.update_spec::<Nic>(nic, None, |spec| spec.bandwidth = bandwidth)?;
+    Ok(())
+}
+
+/// Returns the limits of an instance: those that its rates name, and otherwise the default of the node.
+fn bandwidth(node: &Object<Node>, rates: &Rates, vcpus: u32) -> Bandwidth {
+    let default = node.default_bandwidth(vcpus);
+    let limit = |asked: Option<Rate>| asked.or(default).filter(|rate| rate.0 > 0);
+    Bandwidth { download: limit(rates.download), upload: limit(rates.upload) }
 }
 
 fn class(tx: &mut Tx<'_>, nic: &Uid) -> Result<u16, Refused> {

@@ -6,7 +6,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::network::Nic;
 
 use super::need::released_at;
-use super::{Action, Observed, rule};
+use super::{Action, Observed, rule, shaping};
 use crate::host::{Link, LinkKind};
 use crate::runtime::{Desired, Moment, Plan, Record, Refusal, Wait};
 
@@ -18,7 +18,9 @@ pub(super) fn plan(desired: &Desired<'_, Nic>, seen: &Observed, now: Moment) -> 
 }
 
 fn plan_present(object: &Object<Nic>, seen: &Observed, now: Moment) -> Plan<Action> {
-    if let Some(link) = seen.tap.as_ref().filter(|link| !is_ours(object, link)) {
+    let mut links = [(&seen.tap, LinkKind::Tap), (&seen.ifb, LinkKind::Ifb)].into_iter();
+    let taken = links.find_map(|(link, kind)| link.as_ref().filter(|link| !is_ours(object, link, kind)));
+    if let Some(link) = taken {
         let message = format!("the link {} is in use for something else", link.name);
         return Plan::Refuse(Refusal { reason: Reason::NameTaken, message });
     }
@@ -53,6 +55,7 @@ fn plan_present(object: &Object<Nic>, seen: &Observed, now: Moment) -> Plan<Acti
     if !seen.has_rule {
         steps.push(Action::AddRule { table: spec.table.clone(), rule: rule(object) });
     }
+    steps.extend(shaping::steps(object, seen));
     if !seen.tap.as_ref().is_some_and(|tap| tap.is_up) {
         steps.push(Action::RaiseTap(name()));
     }
@@ -66,14 +69,15 @@ fn plan_released(object: &Object<Nic>, seen: &Observed, now: Moment) -> Plan<Act
     if seen.is_network_ready && !seen.has_rule {
         steps.push(Action::AddRule { table: object.spec.table.clone(), rule: rule(object) });
     }
-    let kept_until = released_at(object).map(|at| now.end(at, TAP_KEPT)).filter(|_| seen.tap.is_some());
+    let has_links = seen.tap.is_some() || seen.ifb.is_some();
+    let kept_until = released_at(object).map(|at| now.end(at, TAP_KEPT)).filter(|_| has_links);
     if kept_until.is_some_and(|until| now.at() >= until) {
-        steps.push(Action::RemoveTap(object.spec.tap.clone()));
+        steps.extend(removals(seen.tap.as_ref(), seen.ifb.as_ref()));
     }
     if !steps.is_empty() {
         return Plan::Act(steps);
     }
-    if kept_until.is_none() && seen.tap.is_some() {
+    if kept_until.is_none() && has_links {
         // The TAP may be removed once the record exists, and is removed after a while.
         return Plan::Record(Record { reason: Reason::NotNeeded, what: "recording that its VM is down" });
     }
@@ -85,13 +89,21 @@ fn plan_absent(object: Option<&Object<Nic>>, seen: &Observed) -> Plan<Action> {
     if let Some(object) = object.filter(|_| seen.has_rule) {
         steps.push(Action::RemoveRule { table: object.spec.table.clone(), rule: rule(object) });
     }
-    let ours = seen.tap.as_ref().filter(|link| object.is_none_or(|object| is_ours(object, link)));
-    steps.extend(ours.map(|link| Action::RemoveTap(link.name.clone())));
+    let is_its = |link: &&Link, kind| object.is_none_or(|object| is_ours(object, link, kind));
+    let tap = seen.tap.as_ref().filter(|link| is_its(link, LinkKind::Tap));
+    let ifb = seen.ifb.as_ref().filter(|link| is_its(link, LinkKind::Ifb));
+    steps.extend(removals(tap, ifb));
     act_or_converged(steps)
 }
 
-fn is_ours(object: &Object<Nic>, link: &Link) -> bool {
-    link.owner == object.meta.uid && link.kind == LinkKind::Tap
+/// Returns the steps that remove the links. The IFB goes last, so that no frame is led to it any more.
+fn removals(tap: Option<&Link>, ifb: Option<&Link>) -> impl Iterator<Item = Action> {
+    let tap = tap.map(|link| Action::RemoveTap(link.name.clone()));
+    tap.into_iter().chain(ifb.map(|link| Action::RemoveIfb(link.name.clone())))
+}
+
+fn is_ours(object: &Object<Nic>, link: &Link, kind: LinkKind) -> bool {
+    link.owner == object.meta.uid && link.kind == kind
 }
 
 fn act_or_converged(steps: Vec<Action>) -> Plan<Action> {

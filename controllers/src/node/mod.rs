@@ -75,6 +75,7 @@ fn status(object: &Object<Node>, seen: Option<&HostSeen>, end: &PassEnd) -> Node
         has_kernel_headers: seen.has_kernel_headers,
         has_cgroups: seen.has_cgroups,
         has_vhost_net: seen.has_vhost_net,
+        uplink_speed: seen.uplink_speed,
         accelerator_problem: seen.accelerator_problem.clone(),
         missing_walls: seen.missing_walls.clone(),
         ..known

@@ -8,6 +8,7 @@ use stead_schemas::instance::Hypervisor;
 use stead_schemas::meta::Meta;
 use stead_schemas::node::{Accelerator, HypervisorStatus, NodeSpec};
 use stead_schemas::numbers::Generation;
+use stead_schemas::quantity::Rate;
 
 use super::*;
 use crate::host::HostErrorKind;
@@ -25,6 +26,7 @@ fn seen(is_available: bool) -> HostSeen {
         has_kernel_headers: true,
         has_cgroups: true,
         has_vhost_net: true,
+        uplink_speed: Some(Rate(125_000_000)),
         accelerator_problem: None,
         missing_walls: std::collections::BTreeSet::new(),
     }
@@ -72,6 +74,28 @@ fn a_hypervisor_whose_program_is_missing_is_known_and_not_offered() {
         assert_eq!(node.offer().hypervisors.contains(&Hypervisor::Firecracker), is_available);
         assert!(node.capabilities(Hypervisor::Firecracker).is_some());
     }
+}
+
+#[test]
+fn an_instance_gets_its_part_of_the_network_by_its_processors() {
+    let mut node = node();
+    let gigabit = Rate(125_000_000);
+    assert_eq!(node.default_bandwidth(2), None, "nothing is known before the first observation");
+    // The host has four processors, and gives its network away twice.
+    node.status = status(&node, Some(&seen(true)), &end(Outcome::Converged));
+    assert_eq!(node.status.uplink_speed, Some(gigabit));
+    assert_eq!(node.default_bandwidth(1), Some(Rate(62_500_000)));
+    assert_eq!(node.default_bandwidth(2), Some(gigabit));
+    assert_eq!(node.default_bandwidth(16), Some(gigabit), "no more than there is");
+    node.spec.network_oversubscription = 1;
+    assert_eq!(node.default_bandwidth(1), Some(Rate(31_250_000)));
+    for (configured, expected) in [(0, None), (1_000_000, Some(Rate(250_000))), (9, Some(Rate(8_000)))] {
+        node.spec.network_capacity = Some(Rate(configured));
+        assert_eq!(node.default_bandwidth(1), expected, "{configured} in place of what was observed");
+    }
+    node.spec.network_capacity = Some(Rate(u64::MAX));
+    node.spec.network_oversubscription = u32::MAX;
+    assert_eq!(node.default_bandwidth(u32::MAX), Some(stead_schemas::limits::BANDWIDTH_MAX));
 }
 
 #[tokio::test]

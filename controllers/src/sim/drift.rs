@@ -15,6 +15,8 @@ pub enum Drift {
     KillVmm,
     PauseVmm,
     DeleteTap,
+    /// A limit, the way to it, or the link that it is at is removed.
+    DeleteLimit,
     DeleteBridge,
     DamageTable,
     DeleteTable,
@@ -38,10 +40,11 @@ pub enum Drift {
 }
 
 impl Drift {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::KillVmm,
         Self::PauseVmm,
         Self::DeleteTap,
+        Self::DeleteLimit,
         Self::DeleteBridge,
         Self::DamageTable,
         Self::DeleteTable,
@@ -108,6 +111,7 @@ impl World {
                     state.remove_link(name);
                 }
             }
+            Drift::DeleteLimit => state.lose_limit(pick),
             Drift::DamageTable => state.tables.values_mut().for_each(|table| table.is_intact = false),
             Drift::DeleteTable => state.tables.clear(),
             Drift::DropNicRules => state.tables.values_mut().for_each(|table| table.nics.clear()),
@@ -147,6 +151,7 @@ impl super::State {
         self.machines.clear();
         self.taken_ports.clear();
         self.links.clear();
+        self.shaping.clear();
         self.tables.clear();
         self.forwarding = Forwarding::Off;
     }

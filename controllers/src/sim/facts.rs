@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
+use stead_schemas::limits::NETWORK_OVERSUBSCRIPTION;
 use stead_schemas::names::{Name, Platform};
 use stead_schemas::network::NetworkSpec;
 use stead_schemas::node::{Accelerator, HypervisorStatus, LOCAL, Node, NodeSpec, NodeStatus, Resources};
@@ -28,6 +29,7 @@ impl Facts for World {
                 has_kernel_headers: true,
                 has_cgroups: false,
                 has_vhost_net: false,
+                uplink_speed: None,
                 accelerator_problem: None,
                 missing_walls: BTreeSet::new(),
             })
@@ -53,6 +55,8 @@ pub fn node_spec() -> NodeSpec {
         platform: Platform::LinuxAmd64,
         default_hypervisor: Hypervisor::Qemu,
         disk_reserve: Bytes(1 << 30),
+        network_capacity: None,
+        network_oversubscription: NETWORK_OVERSUBSCRIPTION,
     }
 }
 

@@ -70,6 +70,7 @@ impl State {
     /// Removes a link; a removed bridge releases its ports.
     pub(super) fn remove_link(&mut self, name: &LinkName) {
         self.links.remove(name);
+        self.lose_shaping(name);
         self.lose_card(name);
         // A removed TAP leaves its VMM with a dead descriptor.
         for vmm in self.machines.values_mut().filter(|vmm| vmm.tap.as_ref() == Some(name)) {

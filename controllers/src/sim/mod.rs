@@ -24,6 +24,7 @@ mod memories;
 mod probes;
 mod program;
 mod rng;
+mod shapers;
 mod snapshots;
 mod vmms;
 mod wake;
@@ -42,7 +43,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::checks::HostSnapshot;
-use crate::host::{Forwarding, Link, NicRule, Route, StoredImage};
+use crate::host::{Forwarding, Link, NicRule, Route, Shaping, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
@@ -72,6 +73,8 @@ struct State {
     uids: u64,
     next_pid: u32,
     links: BTreeMap<LinkName, Link>,
+    /// The rules for the traffic of links that have any.
+    shaping: BTreeMap<LinkName, Shaping>,
     /// Interfaces that are not ours; they must never change.
     foreign_links: BTreeSet<LinkName>,
     routes: Vec<Route>,
@@ -123,6 +126,7 @@ impl World {
             uids: 0,
             next_pid: 1000,
             links: BTreeMap::new(),
+            shaping: BTreeMap::new(),
             foreign_links: BTreeSet::new(),
             routes: Vec::new(),
             forwarding: Forwarding::Off,
@@ -191,6 +195,7 @@ impl World {
         let watched = watched.map(|(uid, _)| uid.clone());
         HostSnapshot {
             links: state.links.values().cloned().collect(),
+            shaping: state.shaping.clone(),
             forwarding: state.forwarding,
             firewall: state
                 .tables
@@ -258,7 +263,7 @@ impl World {
 
 crate::host! { World, world:
     Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
-    Links, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
+    Links, Shapers, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
 }
 
 impl Clock for World {

@@ -10,7 +10,7 @@ use stead_schemas::api::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause, State};
 use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
-use stead_schemas::network::{Mac, NicSpec};
+use stead_schemas::network::{Bandwidth, Mac, NicSpec};
 use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 use stead_schemas::quantity::GoDuration;
@@ -332,6 +332,7 @@ fn a_client_reads_every_status_with_its_reason() {
         mac: Mac([2; 6]),
         class: 1,
         has_queues: false,
+        bandwidth: Bandwidth::default(),
     };
     let changed = |change: &dyn Fn(&mut Object<Instance>)| {
         let mut object = up();

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::bandwidth::BandwidthAsked;
 use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
@@ -93,7 +94,7 @@ impl InstanceRequest {
         let env = env(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
         let cmd = argv(&mut fields, "cmd", &mut errors);
-        let has_network = network(&mut fields, &mut errors);
+        let (has_network, bandwidth) = network(&mut fields, &mut errors);
         let skip_guest_agent = fields.flag("skip_guest_agent", &mut errors).unwrap_or(false);
         let skip_kernel_headers = fields.flag("skip_kernel_headers", &mut errors).unwrap_or(false);
         let restart = policy::restart(&mut fields, &mut errors).unwrap_or_default();
@@ -118,7 +119,7 @@ impl InstanceRequest {
                 vcpus: vcpus.unwrap_or(limits::VCPUS_DEFAULT),
                 memory: memory.unwrap_or(limits::MEMORY_DEFAULT),
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
-                rates: Rates { disk: disk_rate, ..Rates::default() },
+                rates: bandwidth.changed(Rates { disk: disk_rate, ..Rates::default() }),
                 env,
                 entrypoint,
                 cmd,
@@ -236,12 +237,22 @@ fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<
     fields.texts(key, limits::ARGV_MAX, limits::ARG_BYTES_MAX, errors)
 }
 
-fn network(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
-    let Some(mut network) = fields.object("network", errors) else { return true };
+/// Reads whether the instance has a network, and the limits of its traffic.
+fn network(fields: &mut Fields, errors: &mut FieldErrors) -> (bool, BandwidthAsked) {
+    let Some(mut network) = fields.object("network", errors) else {
+        return (true, BandwidthAsked::default());
+    };
     let is_enabled = network.flag("enabled", errors).unwrap_or(true);
-    unsupported::refuse_network(&mut network, errors);
+    let bandwidth = BandwidthAsked::read(&mut network, errors);
+    if !is_enabled {
+        bandwidth
+            .without_network()
+            .iter()
+            .for_each(|error| errors.push(&error.path, error.code, &error.message));
+    }
+    unsupported::refuse_egress(&mut network, errors);
     network.finish(errors);
-    is_enabled
+    (is_enabled, bandwidth)
 }
 
 /// The optional body of `POST …/start`: the fields it contains replace the stored values.
@@ -377,6 +388,25 @@ pub struct NetworkView {
     pub ip: Option<String>,
     /// The MAC address; null without a network.
     pub mac: Option<String>,
+    /// Limit of the rate toward the guest that is in force; absent without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_download: Option<String>,
+    /// Limit of the rate from the guest that is in force; absent without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_upload: Option<String>,
+}
+
+impl NetworkView {
+    fn of(has_network: bool, port: Option<&NicSpec>) -> Self {
+        Self {
+            enabled: has_network,
+            name: has_network.then(|| "default".to_owned()),
+            ip: port.map(|port| port.address.to_string()),
+            mac: port.map(|port| port.mac.to_string()),
+            bandwidth_download: port.and_then(|port| port.bandwidth.download).map(|rate| rate.to_string()),
+            bandwidth_upload: port.and_then(|port| port.bandwidth.upload).map(|rate| rate.to_string()),
+        }
+    }
 }
 
 impl Instance {
@@ -409,12 +439,7 @@ impl Instance {
             disk_io_bps: spec.disk_rate().map(|rate| rate.to_string()),
             vcpus: spec.vcpus,
             env: spec.env.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
-            network: NetworkView {
-                enabled: spec.has_network,
-                name: spec.has_network.then(|| "default".to_owned()),
-                ip: port.map(|port| port.address.to_string()),
-                mac: port.map(|port| port.mac.to_string()),
-            },
+            network: NetworkView::of(spec.has_network, port),
             volumes: spec.volumes.iter().map(Into::into).collect(),
             hypervisor: spec.hypervisor,
             platform: spec.platform,

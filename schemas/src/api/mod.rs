@@ -6,6 +6,7 @@
 //! Source: contract.md; behaviour is judged by the official SDKs.
 
 mod auto_standby;
+mod bandwidth;
 pub mod body;
 mod compression;
 mod copy;
@@ -30,6 +31,7 @@ mod volume;
 mod watch;
 
 pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
+pub use bandwidth::BandwidthAsked;
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
 pub use copy::{CopyFrame, CopyHeader, CopyRequest, Direction, PathView, named, path_fields};
 pub use error::{ErrorBody, ErrorDetail};

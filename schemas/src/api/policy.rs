@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::bandwidth::BandwidthAsked;
 use super::fields::Fields;
 use super::schema::Time;
 use super::{auto_standby, health, rates};
@@ -87,6 +88,7 @@ pub struct InstancePatch {
     pub auto_standby: Option<AutoStandbyPolicy>,
     /// The new limit of the disks; 0 removes the limit.
     pub disk_rate: Option<Rate>,
+    pub bandwidth: BandwidthAsked,
 }
 
 impl InstancePatch {
@@ -106,13 +108,14 @@ impl InstancePatch {
         let health = health::health_check(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
         let disk_rate = rates::disk(&mut fields, &mut errors);
+        let bandwidth = BandwidthAsked::read_change(&mut fields, &mut errors);
         // Only values of credentials may change, and credentials do not exist yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));
             errors.push(path, "invalid_request", "is not the source of a credential of this instance");
         }
         fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby, disk_rate })
+        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby, bandwidth, disk_rate })
     }
 }
 

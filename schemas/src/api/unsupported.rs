@@ -24,17 +24,8 @@ pub(super) fn refuse_fields(fields: &mut Fields, errors: &mut FieldErrors) {
     credentials(fields, errors);
 }
 
-/// Reads all fields of `network` except `enabled`.
-pub(super) fn refuse_network(network: &mut Fields, errors: &mut FieldErrors) {
-    for (key, code) in [
-        ("bandwidth_download", "invalid_bandwidth_download"),
-        ("bandwidth_upload", "invalid_bandwidth_upload"),
-    ] {
-        let rate: Option<Rate> = network.parsed(key, code, errors);
-        if rate.is_some_and(|rate| rate.0 > 0) {
-            refuse(errors, network.path(key));
-        }
-    }
+/// Reads the field `egress` of `network`.
+pub(super) fn refuse_egress(network: &mut Fields, errors: &mut FieldErrors) {
     let Some(mut egress) = network.object("egress", errors) else { return };
     if let Some(mut enforcement) = egress.object("enforcement", errors) {
         let mode = enforcement.text("mode", errors);

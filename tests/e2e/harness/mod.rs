@@ -148,12 +148,14 @@ impl Harness {
         self.fixtures.dir.path().join("run")
     }
 
-    /// Runs a shell line, which may contain `$DATA`, `$BRIDGE`, `$TABLE`, and `$TAP` for the only TAP.
+    /// Runs a shell line, which may contain `$DATA`, `$BRIDGE`, `$TABLE`, and `$TAP` for the only TAP
+    /// with `$IFB` for the link that limits its guest.
     pub(crate) fn shell(&self, line: &str) -> String {
         // The TAP is found by its whole name, because a mark beside it may look like it.
         let tap = format!("TAP=$(ls /sys/class/net | grep '^{TAP_PREFIX}' | head -n 1 || true)");
+        let ifb = "IFB=$(echo $TAP | sed 's/^./\\U&/')";
         let data = self.data().display().to_string();
-        let head = format!("DATA={data} BRIDGE={} TABLE={}; {tap}", bridge(), self.table);
+        let head = format!("DATA={data} BRIDGE={} TABLE={}; {tap}; {ifb}", bridge(), self.table);
         run("sh", &["-ec", &format!("{head}; {line}")])
     }
 

@@ -42,9 +42,10 @@ impl Play {
         })
     }
 
-    /// Draws a limit of the disks, none, or the removal of one.
-    pub(super) fn disk_rate(&mut self) -> Option<Rate> {
-        self.rng.chance(500).then(|| Rate(self.rng.below(3) << 20))
+    /// Draws limits of the traffic: of the disks, of both directions of the network, of some, or of none.
+    pub(super) fn rates(&mut self) -> Rates {
+        let mut rate = || self.rng.chance(400).then(|| Rate(self.rng.below(3) << 20));
+        Rates { download: rate(), upload: rate(), disk: rate() }
     }
 
     pub(super) fn compression(&mut self) -> Option<Compression> {

@@ -18,8 +18,8 @@ use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::MemoryKv;
 use stead_controllers::vm::admission::{self, Target};
 use stead_schemas::api::{
-    CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart, ScheduleRequest,
-    StandbyRequest,
+    BandwidthAsked, CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart,
+    ScheduleRequest, StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::health::{HealthCheck, Probe};
@@ -231,7 +231,7 @@ impl Play {
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
-            rates: Rates { disk: self.disk_rate(), ..Rates::default() },
+            rates: self.rates(),
             env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
@@ -262,9 +262,10 @@ impl Play {
         let health = Some(self.health_check());
         // Sometimes a policy is set, removed or changed.
         let auto_standby = self.auto_standby();
-        let disk_rate = self.disk_rate();
-        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby, disk_rate };
-        self.log.push(format!("patch {uid} {:?}", patch.health));
+        let Rates { download, upload, disk: disk_rate } = self.rates();
+        let bandwidth = BandwidthAsked { download, upload };
+        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby, bandwidth, disk_rate };
+        self.log.push(format!("patch {uid} {:?} {bandwidth:?} {disk_rate:?}", patch.health));
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
     }
 

@@ -39,7 +39,8 @@ pub fn create(
     let (image, pull) = image(tx, &request)?;
     let purpose = DiskPurpose::RootOverlay;
     let disk = DiskSpec { size: request.overlay, purpose, source: None, source_disk: None, prepared: None };
-    let tap = request.has_network.then(|| TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus));
+    let form = || TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus, &request.rates);
+    let tap = request.has_network.then(form);
     let allocated = allocate(tx, &uid, image, disk, tap.transpose()?)?;
     let volumes = volumes::take(tx, &uid, request.volumes)?;
     let declared = declared(tx, request.hypervisor)?;

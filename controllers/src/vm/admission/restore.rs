@@ -10,6 +10,7 @@ use stead_schemas::names::Uid;
 use super::from_snapshot::{Target, disk_of, goal, origin, ready};
 use super::{declared, live, owner, volumes};
 use crate::disk::admission::new_disk;
+use crate::nic::admission as nics;
 use crate::node::admission as nodes;
 use crate::refused::Refused;
 use crate::store::Tx;
@@ -67,6 +68,7 @@ pub fn restore_snapshot(
             auto_standby: kept.auto_standby,
             hold_until: kept.hold_until,
             snapshot_policy: kept.snapshot_policy,
+            rates: kept.rates,
             compression: None,
             power: goal.power,
             hypervisor: goal.hypervisor,
@@ -81,6 +83,10 @@ pub fn restore_snapshot(
         spec.allocated.disk = disk;
         spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power, false));
     })?;
+    // The snapshot may have another number of processors, on which the default limits depend.
+    if let Some(nic) = &changed.spec.allocated.nic {
+        nics::limit(tx, nic, &changed.spec.rates, changed.spec.vcpus)?;
+    }
     tx.request_deletion::<Disk>(&earlier)?;
     Ok(changed)
 }

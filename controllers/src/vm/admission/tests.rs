@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use stead_schemas::api::{CompressionAsked, InstancePatch, InstanceRequest, StandbyRequest, VolumeCreate};
+use stead_schemas::api::{
+    BandwidthAsked, CompressionAsked, InstancePatch, InstanceRequest, StandbyRequest, VolumeCreate,
+};
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::compression::{Algorithm, Compression, DesiredCompression};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
@@ -324,6 +326,7 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
         expiry: None,
         health: None,
         auto_standby: Some(policy),
+        bandwidth: BandwidthAsked::default(),
         disk_rate: None,
     };
     let field = |path: &str| (RefusedKind::UnsupportedField, Some(path.to_owned()));

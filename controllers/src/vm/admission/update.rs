@@ -3,21 +3,22 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::api::{InstancePatch, check_fits};
-use stead_schemas::instance::Instance;
+use stead_schemas::api::{BandwidthAsked, InstancePatch, check_fits};
+use stead_schemas::instance::{Instance, Rates};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::policy::Expiry;
 
 use super::{declared, live};
+use crate::nic::admission as nics;
 use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 
 /// Changes the fields that the request names. A running program is not disturbed.
 ///
 /// # Errors
-/// Returns `NotFound`, `InvalidExpiry` or `InvalidHealthCheck`, `UnsupportedField` for what the hypervisor cannot carry
-/// out, and `Expired` if the instance's time is over already.
+/// Returns `NotFound`, `InvalidExpiry`, `InvalidHealthCheck`, `InvalidDownload` or `InvalidUpload`, `UnsupportedField` for
+/// what the hypervisor cannot carry out, and `Expired` if the instance's time is over already.
 pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
     let (object, now) = (live(tx, uid)?, tx.now());
     if object.spec.expires_at.is_some_and(|at| at <= now) {
@@ -36,7 +37,9 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
             Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
         })?;
     }
+    let rates = change_limits(tx, &object, patch.bandwidth)?;
     Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+        spec.rates = rates;
         if let Some(restart) = patch.restart {
             spec.restart = restart;
         }
@@ -54,6 +57,28 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
             spec.rates.disk = Some(rate);
         }
     })?)
+}
+
+/// Changes the limits of the instance's card. Returns the rates that the instance has then.
+fn change_limits(
+    tx: &mut Tx<'_>,
+    object: &Object<Instance>,
+    asked: BandwidthAsked,
+) -> Result<Rates, Refused> {
+    let Some(nic) = &object.spec.allocated.nic else {
+        let problems = asked.without_network();
+        let kind = match problems.iter().next() {
+            None => return Ok(object.spec.rates),
+            Some(_) if asked.download.is_some_and(|rate| rate.0 > 0) => RefusedKind::InvalidDownload,
+            Some(_) => RefusedKind::InvalidUpload,
+        };
+        return Err(Refused::fields(kind, problems));
+    };
+    let rates = asked.changed(object.spec.rates);
+    if rates != object.spec.rates {
+        nics::limit(tx, nic, &rates, object.spec.vcpus)?;
+    }
+    Ok(rates)
 }
 
 /// Returns the expiry that a request asks for, as a time.

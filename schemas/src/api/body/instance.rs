@@ -97,10 +97,11 @@ pub enum Pull {
 pub struct NetworkRequest {
     /// True to connect the instance to the network of the host, which is the default.
     pub enabled: Option<bool>,
-    /// Limit of the rate toward the guest. It is not supported yet: only a rate of 0 is accepted.
-    pub bandwidth_download: Option<ZeroRate>,
-    /// Limit of the rate from the guest. It is not supported yet: only a rate of 0 is accepted.
-    pub bandwidth_upload: Option<ZeroRate>,
+    /// Limit of the rate toward the guest, from 64kbps to 400Gbps; 0 means no limit. The default is a part of the
+    /// host's network by the processors of the instance, where the speed of that network is known.
+    pub bandwidth_download: Option<RateText>,
+    /// Limit of the rate from the guest, with the same bounds and default.
+    pub bandwidth_upload: Option<RateText>,
     /// Mediated egress.
     pub egress: Option<EgressRequest>,
 }
@@ -201,9 +202,21 @@ pub struct InstanceUpdate {
     pub auto_standby: Option<AutoStandbyRequest>,
     /// New limit of the disks, which applies at once; a rate of 0 removes the limit.
     pub disk_io_bps: Option<RateText>,
+    /// New limits of the traffic, which apply at once.
+    pub network: Option<NetworkUpdate>,
     /// New values of credentials. They are not supported yet: only an empty object is accepted.
     #[schemars(extend("maxProperties" = 0))]
     pub env: Option<BTreeMap<String, String>>,
+}
+
+/// The limits of an instance's traffic that are changed.
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct NetworkUpdate {
+    /// New limit of the rate toward the guest, from 64kbps to 400Gbps; 0 means no limit.
+    pub bandwidth_download: Option<RateText>,
+    /// New limit of the rate from the guest, with the same bounds.
+    pub bandwidth_upload: Option<RateText>,
 }
 
 /// The optional body of `POST /instances/{id}/start`: the fields that it contains replace the stored values.
