@@ -66,8 +66,6 @@ texts! {
     Size => quantity(NUMBER, SIZE_UNIT, "1.5GB");
     /// A size of zero, which is all that is accepted where sizes are not supported yet.
     ZeroSize => quantity(ZERO, SIZE_UNIT, "0");
-    /// A rate of zero, which is all that is accepted where rates are not supported yet.
-    ZeroRate => quantity(ZERO, RATE_UNIT, "0Mbps");
     /// A rate of bits with a decimal unit, or of bytes with a binary one.
     RateText => quantity(NUMBER, RATE_UNIT, "100MB/s");
     /// An id of 24 characters.

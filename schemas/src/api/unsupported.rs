@@ -3,7 +3,7 @@
 //! accepted.
 
 use super::fields::Fields;
-use crate::quantity::{Bytes, Rate};
+use crate::quantity::Bytes;
 use crate::validate::FieldErrors;
 
 const INVALID: &str = "invalid_request";

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use super::policy::{AutoStandbyRequest, HealthCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest};
 use super::volume::VolumeMountRequest;
 use crate::api::schema::{
-    Arguments, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time, ZeroRate, ZeroSize,
+    Arguments, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time, ZeroSize,
 };
 use crate::instance::Hypervisor;
 use crate::limits;
