@@ -126,6 +126,11 @@ pub(crate) const OF_IDLENESS: [(&str, &str); 5] = [
 /// Steps of creating an ingress, and of deleting it (tests/e2e/ingress.rs).
 pub(crate) const OF_INGRESS: [(&str, &str); 2] = [("ingress", "Open"), ("ingress", "Close")];
 
+/// Step of changing the limit of the disks of a running VM (tests/e2e/disk_limits.rs).
+pub(crate) const OF_DISK_LIMIT: (&str, &str) = ("instance", "LimitDisks");
+/// Step of a volume that begins as an archive (tests/e2e/volume_archives.rs).
+pub(crate) const OF_ARCHIVE: (&str, &str) = ("disk", "Take");
+
 /// Step of an instance whose time is over.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
@@ -151,6 +156,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
+    let tables = tables.chain([OF_DISK_LIMIT, OF_ARCHIVE]);
     let tables: BTreeSet<_> =
         tables.chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);

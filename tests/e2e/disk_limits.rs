@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::limits::{DISK_BURST, DISK_BURST_TIME};
 
+use crate::crash::{EDGES, OF_DISK_LIMIT};
 use crate::fixtures::until;
 use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
@@ -41,7 +42,22 @@ async fn takes_its_time(site: &Harness, what: &str, line: &str) {
     assert!(took >= SHORTEST, "{what}: {took:?}");
 }
 
-async fn is_limited_and_freed(site: &Harness, hypervisor: &str) {
+/// Crashes at the step that changes the limit of a running VM. The judge compares the VM with the spec afterwards.
+async fn crashes_while_it_changes(site: &mut Harness) {
+    let (kind, action) = OF_DISK_LIMIT;
+    for (edge, rate) in EDGES.into_iter().zip(["50MB/s", "60MB/s"]) {
+        let failpoint = format!("{kind}/{action}/{edge}");
+        site.stop().await;
+        site.spawn(Some(&failpoint));
+        site.answers().await;
+        site.attempt(Method::PATCH, "/instances/box", Some(json!({ "disk_io_bps": rate }))).await;
+        site.crashed(&failpoint).await;
+        site.start().await;
+        settles(site, &failpoint).await;
+    }
+}
+
+async fn is_limited_and_freed(site: &mut Harness, hypervisor: &str) {
     let volume = site.request(Method::POST, "/volumes", Some(json!({ "name": "data", "size_gb": 1 }))).await;
     assert!(volume.status.is_success(), "{volume:?}");
     let body = json!({
@@ -76,6 +92,7 @@ async fn is_limited_and_freed(site: &Harness, hypervisor: &str) {
     let is_seen =
         |seen: &Value| seen["observed_generation"] == generation && seen["disk_io_bps"] == "100.0 MB/s";
     site.until("box", "its new limit", is_seen).await;
+    crashes_while_it_changes(site).await;
     site.delete("box").await;
     let removed = site.request(Method::DELETE, "/volumes/data", None).await;
     assert!(removed.status.is_success(), "{removed:?}");
@@ -86,7 +103,7 @@ fn all_disks_of_a_vm_share_a_limit_that_is_kept_over_standby_and_changed_while_i
     in_namespace(async || {
         let mut site = Harness::running().await;
         for hypervisor in ["qemu", "qemu-microvm"] {
-            is_limited_and_freed(&site, hypervisor).await;
+            is_limited_and_freed(&mut site, hypervisor).await;
         }
         settles(&mut site, "limits of disks").await;
     });

@@ -5,6 +5,7 @@ use std::path::Path;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::crash::{EDGES, OF_ARCHIVE};
 use crate::fixtures::until;
 use crate::harness::{Answer, Harness, MOMENT, image};
 use crate::invariants::settles;
@@ -85,5 +86,37 @@ fn a_volume_has_the_files_of_its_archive_and_a_refused_one_leaves_nothing() {
         let deleted = site.request(reqwest::Method::DELETE, "/volumes/seed", None).await;
         assert!(deleted.status.is_success(), "{deleted:?}");
         settles(&mut site, "volumes from archives").await;
+    });
+}
+
+#[test]
+fn a_crash_while_a_volume_takes_the_files_of_its_archive_loses_none_of_them() {
+    in_namespace(async || {
+        let mut site = Harness::running().await;
+        let archive = archive(&site, FILES);
+        let (kind, action) = OF_ARCHIVE;
+        for edge in EDGES {
+            let failpoint = format!("{kind}/{action}/{edge}");
+            site.stop().await;
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            // The daemon dies before or after it answers.
+            let path = "/volumes/from-archive?name=seed&size_gb=1";
+            site.attempt_raw(reqwest::Method::POST, path, archive.clone()).await;
+            site.crashed(&failpoint).await;
+            site.start().await;
+            let is_there =
+                async || (site.shell("ls $DATA/disks | grep -c ext4 || true").trim() == "1").then_some(());
+            until("the volume's disk", MOMENT, is_there).await;
+            assert_eq!(
+                site.shell("debugfs -R 'cat /sub/file' $DATA/disks/*.ext4 2>/dev/null"),
+                "words\n",
+                "{failpoint}"
+            );
+            assert_eq!(left(&site.data()), [""; 0], "{failpoint}");
+            let deleted = site.request(reqwest::Method::DELETE, "/volumes/seed", None).await;
+            assert!(deleted.status.is_success(), "{failpoint}: {deleted:?}");
+            settles(&mut site, &failpoint).await;
+        }
     });
 }

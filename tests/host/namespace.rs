@@ -18,8 +18,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs the calling test's body inside. The test is found by the name of its closure.
 pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {
     if env::var_os(INSIDE).is_some() {
-        // The view of links in /sys is that of the namespace in which it was mounted.
-        shell("mount -t sysfs sysfs /sys");
         // A new namespace begins with the host's setting.
         shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         // It shows the devices of the namespace in which it was mounted.
