@@ -113,7 +113,7 @@ async fn capabilities_show_what_the_hypervisors_of_the_node_declare() {
     let server = Server::start().await;
     let shown = server.send("GET", "/capabilities", None).await;
     assert_eq!(shown.status, 200);
-    let features = json!(["fork", "snapshots", "standby"]);
+    let features = json!(["disk-io-limit", "fork", "snapshots", "standby"]);
     let runtime =
         |name: &str| json!({"name": name, "available": true, "features": features, "accelerator": "kvm"});
     assert_eq!(shown.body["runtimes"], json!([runtime("qemu"), runtime("qemu-microvm")]));

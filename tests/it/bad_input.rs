@@ -198,7 +198,7 @@ fn archives() -> Vec<Case> {
         archive("/volumes/from-archive?name=v&size_gb=0", "invalid_request", "size_gb "),
         archive("/volumes/from-archive?name=V&size_gb=1", "invalid_request", "name "),
         archive("/volumes/from-archive?name=v&size_gb=1&id=x", "invalid_request", "id "),
-        archive("/volumes/from-archive?name=v&size_gb=1&more=1", "invalid_request", "more "),
+        archive("/volumes/from-archive?name=v&size_gb=1&more=1", "invalid_request", "\"more\" is not"),
         archive("/volumes/from-archive?name=v&size_gb=1&tags[%24]=1", "invalid_request", "tags"),
         archive("/volumes/from-archive?name=v&size_gb=1", "archive_too_large", "is larger"),
     ]
