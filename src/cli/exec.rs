@@ -9,7 +9,7 @@ use futures::{SinkExt, StreamExt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Failure;
@@ -100,6 +100,8 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
         }
     }
     let socket = client.socket(&["instances", &exec.name, "exec"], &request).await?;
+    // Before the mode changes: a signal that nobody waits for would end this client and leave the mode.
+    let end = EndSignals::listen();
     // Without input to the program, the keys that end it would do nothing: the terminal keeps its mode, and
     // Ctrl-C is sent as a signal.
     let _raw = if tty && interactive { Raw::enter() } else { None };
@@ -108,15 +110,26 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
         biased;
         ended = outputs(stream, !tty) => ended,
         failed = inputs(sink, interactive, tty) => Err(failed),
-        ended = asked_to_end() => Err(ended),
+        ended = asked_to_end(end) => Err(ended),
+    }
+}
+
+/// The signals that end this client. From `listen` on they no longer end it by themselves.
+struct EndSignals {
+    terminated: Signal,
+    hung_up: Signal,
+}
+
+impl EndSignals {
+    fn listen() -> Option<Self> {
+        let terminated = signal(SignalKind::terminate()).ok()?;
+        Some(Self { terminated, hung_up: signal(SignalKind::hangup()).ok()? })
     }
 }
 
 /// Waits for a signal that ends this client, so that the terminal's mode can be restored first.
-async fn asked_to_end() -> Failure {
-    let (Ok(mut terminated), Ok(mut hung_up)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
+async fn asked_to_end(signals: Option<EndSignals>) -> Failure {
+    let Some(EndSignals { mut terminated, mut hung_up }) = signals else {
         return std::future::pending().await;
     };
     tokio::select! {
