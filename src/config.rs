@@ -11,13 +11,16 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Yaml};
 use serde::{Deserialize, Serialize};
-use stead_schemas::names::LinkName;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::{LinkName, Platform};
 use stead_schemas::network::Cidr;
+use stead_schemas::node::NodeSpec;
 use stead_schemas::quantity::{Bytes, GoDuration};
 
 use crate::access::{self, AccountId, SocketUser, TlsConfig};
 use crate::host::oci::{Allowed, OciConfig, Target};
 use crate::hypervisor::{USERS, UserRange, WantedAccelerator};
+use crate::resources::{CapacityConfig, OversubscriptionConfig};
 
 /// The configuration; field names are the keys of the file, and of the environment with `STEAD_` before
 /// them.
@@ -76,6 +79,12 @@ pub struct Config {
     pub registry_allow: Vec<String>,
     /// Space that is kept free on the disks' file system, such as `1GB`.
     pub disk_reserve: String,
+    /// Memory that is kept for the host itself, such as `256MB`: no instance is admitted that would take it.
+    pub memory_reserve: String,
+    /// Capacities of the host that replace what it shows, such as `{network: 10Gbps}`.
+    pub capacity: CapacityConfig,
+    /// Number of times that each resource may be promised to instances, such as `{cpu: 4}`.
+    pub oversubscription: OversubscriptionConfig,
     /// Largest space that images may take on the disk, complete or partial, such as `50GB`; by default the
     /// whole disk.
     pub image_quota: Option<String>,
@@ -142,6 +151,9 @@ impl Default for Config {
             plain_http_hosts: Vec::new(),
             registry_allow: Vec::new(),
             disk_reserve: "1GB".to_owned(),
+            memory_reserve: "256MB".to_owned(),
+            capacity: CapacityConfig::default(),
+            oversubscription: OversubscriptionConfig::default(),
             image_quota: None,
             resync: "5m".to_owned(),
             connections_max: 1536,
@@ -259,9 +271,13 @@ impl Config {
         for error in self.registry_allow.iter().filter_map(|entry| entry.parse::<Allowed>().err()) {
             problems.push(format!("registry_allow: {error}"));
         }
-        if let Err(error) = self.disk_reserve.parse::<Bytes>() {
-            problems.push(format!("disk_reserve: {error}"));
+        for (key, size) in [("disk_reserve", &self.disk_reserve), ("memory_reserve", &self.memory_reserve)] {
+            if let Err(error) = size.parse::<Bytes>() {
+                problems.push(format!("{key}: {error}"));
+            }
         }
+        self.capacity.read(&mut problems);
+        self.oversubscription.read(&mut problems);
         if let Some(Err(error)) = self.image_quota.as_ref().map(|quota| quota.parse::<Bytes>()) {
             problems.push(format!("image_quota: {error}"));
         }
@@ -333,6 +349,21 @@ impl Config {
         self.disk_reserve.parse().unwrap_or_default()
     }
 
+    /// Returns the spec of this host as a node.
+    #[must_use]
+    pub fn node(&self, platform: Platform, default_hypervisor: Hypervisor) -> NodeSpec {
+        // Problems were refused by `load`.
+        let mut problems = Vec::new();
+        NodeSpec {
+            platform,
+            default_hypervisor,
+            disk_reserve: self.disk_reserve(),
+            memory_reserve: self.memory_reserve.parse().unwrap_or_default(),
+            capacity: self.capacity.read(&mut problems),
+            oversubscription: self.oversubscription.read(&mut problems),
+        }
+    }
+
     /// Returns the configuration of the image directory.
     #[must_use]
     pub fn images(&self, target: Target) -> OciConfig {
@@ -384,6 +415,18 @@ mod tests {
         assert!(error.to_string().contains("gateway"), "{error}");
         let wrong = Config { registry_allow: vec!["10.0.0.0/99".to_owned()], ..Config::default() };
         assert!(wrong.check().expect_err("no network").to_string().contains("registry_allow"));
+        // A key of a key is set without the others.
+        std::fs::write(file.path(), "oversubscription: {cpu: 8}\ncapacity: {memory: 2GB}\n")
+            .expect("written");
+        let config = Config::load(Some(file.path()), BTreeMap::new()).expect("valid").config;
+        let node = config.node(Platform::LinuxAmd64, Hypervisor::Vz);
+        assert_eq!((node.oversubscription.cpu.as_f64(), node.oversubscription.memory.as_f64()), (8.0, 1.0));
+        assert_eq!((node.capacity.memory, node.capacity.cpu), (Some(2 << 30), None));
+        for wrong in ["oversubscription: {cpu: 0}", "capacity: {disk: much}", "capacity: {tape: 1}"] {
+            std::fs::write(file.path(), format!("{wrong}\n")).expect("written");
+            let error = Config::load(Some(file.path()), BTreeMap::new()).expect_err(wrong).to_string();
+            assert!(error.contains(wrong.split_once(':').expect("a key").0), "{error}");
+        }
         let (dns_search, dns_options) = (vec!["a b".to_owned()], vec!["ndots:2\nnameserver".to_owned()]);
         let wrong = Config { dns_search, dns_options, guest_mtu: Some(68), ..Config::default() };
         let ConfigError(wrong) = wrong.check().expect_err("three problems");

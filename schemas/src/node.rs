@@ -15,6 +15,7 @@ use crate::meta::{Kind, Object};
 use crate::names::Platform;
 use crate::numbers::Generation;
 use crate::quantity::Bytes;
+use crate::resource::{PerResource, Ratio};
 
 /// Name of the node of this host.
 pub const LOCAL: &str = "local";
@@ -39,6 +40,14 @@ pub struct NodeSpec {
     pub default_hypervisor: Hypervisor,
     /// Space that stays free on the file system of the data, in bytes.
     pub disk_reserve: Bytes,
+    /// Memory that stays free for the host itself, in bytes.
+    #[serde(default)]
+    pub memory_reserve: Bytes,
+    /// Capacities that are configured. All others are those of the host.
+    #[serde(default)]
+    pub capacity: PerResource<Option<u64>>,
+    #[serde(default = "PerResource::standard")]
+    pub oversubscription: PerResource<Ratio>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -47,6 +56,9 @@ pub struct NodeStatus {
     pub capacity: Resources,
     /// The part of the capacity that instances may use.
     pub allocatable: Resources,
+    /// The space that images take, as it was observed last.
+    #[serde(default)]
+    pub images: ImageSpace,
     /// All hypervisors that have a driver, whether their programs are installed or not.
     #[serde(default)]
     pub hypervisors: BTreeMap<Hypervisor, HypervisorStatus>,
@@ -78,6 +90,15 @@ pub struct Resources {
     pub memory: Bytes,
     /// Size of the file system of the data, in bytes.
     pub disk: Bytes,
+}
+
+/// Disk space of images, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpace {
+    /// Root file systems that are complete.
+    pub content: Bytes,
+    /// Layers, manifests, and what is incomplete.
+    pub cache: Bytes,
 }
 
 /// A hypervisor on a host.

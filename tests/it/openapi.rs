@@ -60,7 +60,7 @@ async fn every_route_is_in_the_document_with_its_scopes_and_its_schemas() {
 
 /// Paths of kinds that the server does not have yet; routes to them may have only refusals.
 const OF_LATER: [&str; 6] =
-    ["/devices", "/resources", "/builds", "/builders", "/pushes", "/volumes/from-archive"];
+    ["/devices", "/resources/memory/reclaim", "/builds", "/builders", "/pushes", "/volumes/from-archive"];
 
 /// Checks that the body of the request and all bodies of responses have schemas.
 fn has_schemas(operation: &Value, name: &str) {

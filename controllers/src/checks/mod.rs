@@ -8,6 +8,7 @@ mod content;
 mod hypervisor;
 mod ingress;
 mod policy;
+mod resources;
 mod storage;
 mod wake;
 
@@ -26,8 +27,10 @@ use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Nic};
+use stead_schemas::node::Node;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
+use stead_schemas::resource::Usage;
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
@@ -53,6 +56,10 @@ pub struct Records {
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
     pub volumes: Vec<Arc<Object<Volume>>>,
     pub ingresses: Vec<Arc<Object<Ingress>>>,
+    pub nodes: Vec<Arc<Object<Node>>>,
+    /// The resources that all objects take, as the store keeps the sum and as a scan finds it.
+    pub usage: Usage,
+    pub scanned_usage: Usage,
     /// References in which the store's index differs from a scan.
     pub stale_references: Vec<Ref>,
     /// Objects of all kinds with which their reconcilers have not finished.
@@ -95,6 +102,9 @@ impl Records {
             schedules: store.list::<SnapshotSchedule>(),
             volumes: store.list::<Volume>(),
             ingresses: store.list::<Ingress>(),
+            nodes: store.list::<Node>(),
+            usage: store.usage(),
+            scanned_usage: store.scanned_usage(),
             stale_references: store.stale_references(),
             unsettled: store.unsettled(),
         }
@@ -188,6 +198,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     hypervisor::machines(&mut broken, records, host);
     content::failures(&mut broken, records);
     ingress::always(&mut broken, records, host);
+    resources::always(&mut broken, records, host);
     broken
 }
 
@@ -207,6 +218,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     content::forks(&mut broken, records, now);
     ingress::settled(&mut broken, records, host);
     wake::listeners(&mut broken, records, host);
+    resources::settled(&mut broken, records);
     broken
 }
 

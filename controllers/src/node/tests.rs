@@ -6,7 +6,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::condition;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::meta::Meta;
-use stead_schemas::node::{Accelerator, HypervisorStatus, NodeSpec};
+use stead_schemas::node::{Accelerator, HypervisorStatus, ImageSpace, NodeSpec};
 use stead_schemas::numbers::Generation;
 
 use super::*;
@@ -19,6 +19,7 @@ use crate::store::tests::opened;
 fn seen(is_available: bool) -> HostSeen {
     let status = HypervisorStatus { is_available, capabilities: VmmCapabilities::NONE };
     HostSeen {
+        images: ImageSpace { content: Bytes(3 << 30), cache: Bytes(1 << 30) },
         capacity: Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) },
         hypervisors: BTreeMap::from([(Hypervisor::Firecracker, status)]),
         accelerator: Accelerator::Tcg,

@@ -37,6 +37,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::ingress::IngressRule;
 use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::node::Resources;
 use stead_schemas::quantity::Bytes;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -46,7 +47,7 @@ use crate::host::{Forwarding, Link, NicRule, Route, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
-pub use facts::{hypervisors, network_spec, node_spec, observe_node, observe_node_with};
+pub use facts::{AMPLE, hypervisors, network_spec, node_spec, observe_node, observe_node_with};
 pub use faults::Faults;
 pub use flows::SleptOn;
 pub use images::SimRegistryImage;
@@ -69,6 +70,7 @@ pub struct World {
 struct State {
     rng: Rng,
     faults: Faults,
+    capacity: Resources,
     uids: u64,
     next_pid: u32,
     links: BTreeMap<LinkName, Link>,
@@ -118,6 +120,7 @@ impl World {
         let state = State {
             rng: Rng::new(seed),
             faults: Faults::none(),
+            capacity: AMPLE,
             uids: 0,
             next_pid: 1000,
             links: BTreeMap::new(),

@@ -42,6 +42,7 @@ mod log;
 mod observe;
 mod plan;
 mod restarts;
+mod room;
 mod status;
 mod steps;
 #[cfg(test)]
@@ -110,6 +111,11 @@ pub enum Action {
         standby: StandbyNo,
         by: PowerCause,
     },
+    /// Requests room for the VM that the standby of this number needs, because the memory that was saved is lost.
+    Regrant {
+        uid: Uid,
+        standby: StandbyNo,
+    },
     Watch(Uid, Box<NetworkCard>),
     Unwatch(Uid),
     HandOver(Uid),
@@ -177,6 +183,11 @@ impl<H: Host> Reconciler for VmReconciler<H> {
                 let wake = move |tx: &mut Tx<'_>, uid: &Uid| admission::wake(tx, uid, standby, by);
                 self.request_change("wake", uid, wake).await
             }
+            Action::Regrant { uid, standby } => {
+                let standby = *standby;
+                let regrant = move |tx: &mut Tx<'_>, uid: &Uid| admission::regrant(tx, uid, standby);
+                self.request_change("make room for", uid, regrant).await
+            }
             Action::Watch(uid, card) => self.host.wake_listeners().watch(uid, card).await,
             Action::Unwatch(uid) => self.host.wake_listeners().unwatch(uid).await,
             Action::HandOver(uid) => self.host.wake_listeners().hand_over(uid).await,
@@ -194,7 +205,8 @@ impl<H: Host> Reconciler for VmReconciler<H> {
     fn next_poll(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
         let compression = object.spec.compression.filter(|_| object.spec.power == Power::Standby);
         let compression = compression.map(|request_change| request_change.not_before);
-        let times = [object.spec.expires_at, compression, idle::next_poll(object)];
+        let times =
+            [object.spec.expires_at, compression, idle::next_poll(object), room::next_poll(object, now)];
         times.into_iter().flatten().filter(|&at| at > now && !object.meta.is_deleting()).min()
     }
 

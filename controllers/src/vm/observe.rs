@@ -15,6 +15,7 @@ use stead_schemas::node::{LOCAL, Node};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::VmReconciler;
+use super::room;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
     Age, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Machine, Memories, Memory,
@@ -33,6 +34,9 @@ pub struct Observed {
     /// The inbound connections, observed only where they matter.
     pub inbound: Option<Result<Inbound, Blind>>,
     pub listener: Option<WakeListener>,
+    /// The resources of which the host has too little for the VM, in words; `None` while the instance holds what it
+    /// needs.
+    pub short_of: Option<String>,
 }
 
 /// The reason why connections could not be observed.
@@ -122,7 +126,8 @@ pub(super) async fn observe<H: Host>(
         },
         _ => None,
     };
-    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, listener })
+    let short_of = object.and_then(|object| room::short_of(&reconciler.store, object));
+    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, listener, short_of })
 }
 
 /// True if the policy of the instance depends on connections.

@@ -12,7 +12,7 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
-use super::{Observed, confinement, health, idle, restarts};
+use super::{Observed, confinement, health, idle, restarts, room};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
@@ -31,6 +31,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             status.health = health::health(object, seen, end.now);
             restarts::end_unhealthy(&mut status, object, health::failed(object, seen, end.now), end.now);
             status.has_saved_memory = seen.has_saved();
+            room::record_return(&mut status, object, seen);
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
             restarts::follow(&mut status, object, seen, end.now);
             idle::follow(&mut status, object, seen, end.now.at());

@@ -17,6 +17,7 @@ use stead_schemas::validate::printable;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
 use crate::disk::admission::new_disk;
+use crate::node::admission::within_room;
 use crate::refused::Refused;
 use crate::store::{New, Tx};
 
@@ -38,10 +39,11 @@ pub(crate) struct CreateRequest {
 /// Stores the spec of a new, empty volume.
 ///
 /// # Errors
-/// Returns `AlreadyExists` or `Quota`.
+/// Returns `AlreadyExists`, `Quota` or `NoRoom`.
 pub fn create(tx: &mut Tx<'_>, request: VolumeCreate) -> Result<Arc<Object<Volume>>, Refused> {
     let VolumeCreate { id, name, size, tags } = request;
-    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, source: None })
+    let request = CreateRequest { id, name: Some(name), size, tags, owner: None, source: None };
+    within_room(tx, |tx| begin(tx, request))
 }
 
 /// Stores the spec of any new volume, with the errors of [`create`].

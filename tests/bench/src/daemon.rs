@@ -46,6 +46,8 @@ impl Daemon {
                 ("STEAD_TABLE", bridge),
                 ("STEAD_TAP_PREFIX", "sb"),
                 ("STEAD_LOG", "warn"),
+                // Thousands of instances are measured on a small machine.
+                ("STEAD_OVERSUBSCRIPTION", "{cpu=1000, memory=1000, disk=1000}"),
                 // Some figures use a registry.
                 ("STEAD_REGISTRY_ALLOW", r#"["127.0.0.0/8"]"#),
             ])

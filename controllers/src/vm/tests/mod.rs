@@ -4,6 +4,7 @@ mod clocks;
 mod cuts;
 mod ends;
 mod model;
+mod room;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use stead_schemas::instance::{
 use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
-use stead_schemas::numbers::{Generation, LaunchId, RunNo, StandbyNo};
+use stead_schemas::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::CompressionState;
@@ -79,6 +80,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             power_since: at(0),
             run: RunNo(run),
             standby: StandbyNo(0),
+            grant: GrantNo(1),
             is_forced: false,
             origin: None,
             snapshot_policy: None,
@@ -134,6 +136,7 @@ pub(super) fn seen(machine: Option<Machine>) -> Observed {
         parts,
         inbound: None,
         listener: None,
+        short_of: None,
     }
 }
 
