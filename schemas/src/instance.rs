@@ -332,6 +332,9 @@ pub struct VmmDeath {
     #[serde(alias = "launched_at")]
     pub launch: LaunchId,
     pub noticed_at: Timestamp,
+    /// True if the kernel ended it because memory was short.
+    #[serde(default)]
+    pub is_out_of_memory: bool,
 }
 
 /// The end of a program, as the guest's PID 1 saw it.

@@ -36,7 +36,8 @@ use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
 use crate::host::{
-    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Links, Memories, Snapshots, Vmms,
+    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Limits, LimitsSeen, Links, Memories,
+    Snapshots, Vmms,
 };
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, NicRule, ProbeSeen,
@@ -75,6 +76,8 @@ pub struct HostSnapshot {
     pub disks: BTreeMap<Uid, Bytes>,
     pub images: BTreeSet<Digest>,
     pub machines: BTreeMap<Uid, Machine>,
+    /// The limits of VMMs, where the host enforces any.
+    pub limits: BTreeMap<Uid, LimitsSeen>,
     pub records: BTreeSet<Uid>,
     pub memories: BTreeMap<Uid, Memory>,
     pub snapshots: BTreeMap<Uid, Captured>,
@@ -128,6 +131,8 @@ impl HostSnapshot {
         snapshot.images = host.images().list().await?.into_iter().collect();
         for owner in host.vmms().list().await? {
             if let Some(machine) = host.vmms().inspect(&owner).await? {
+                let limits = host.limits().inspect(&owner).await?;
+                snapshot.limits.extend(limits.map(|limits| (owner.clone(), limits)));
                 snapshot.machines.insert(owner.clone(), machine);
             }
             if let Some(memory) = host.memories().inspect(&owner).await? {
@@ -219,6 +224,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     ingress::settled(&mut broken, records, host);
     wake::listeners(&mut broken, records, host);
     resources::settled(&mut broken, records);
+    resources::limits(&mut broken, records, host);
     broken
 }
 

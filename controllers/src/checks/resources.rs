@@ -1,9 +1,11 @@
 //! Invariants of the resources of a host: what is promised fits, and so does what runs.
 
 use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::limits::TRANSLATED_CODE_MAX;
 use stead_schemas::resource::{Resource, Usage, vm_memory};
 
 use super::{Broken, HostSnapshot, Records};
+use crate::host::VmmState;
 
 /// Checks that the sums are those of a scan and within the limits of the host, whose capacity must not have become
 /// smaller since. What runs is counted from the host, whatever the records say of it.
@@ -28,6 +30,24 @@ pub(super) fn always(broken: &mut Broken, records: &Records, host: &HostSnapshot
         }
         for resource in [Resource::Cpu, Resource::Memory].iter().filter(|resource| over(resource, &running)) {
             broken.push(format!("VMs take more {} than there is: {running:?}", resource.as_str()));
+        }
+    }
+}
+
+/// Checks that each VM that runs can have what its spec says, and little more.
+pub(super) fn limits(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    for instance in &records.instances {
+        let machine = host.machines.get(&instance.meta.uid);
+        let is_up = machine.is_some_and(|machine| machine.vmm == VmmState::Running);
+        let Some(seen) = host.limits.get(&instance.meta.uid).filter(|_| is_up) else { continue };
+        let guest = u128::from(instance.spec.memory.0);
+        let most = vm_memory(instance.spec.memory) + u128::from(TRANSLATED_CODE_MAX.0) + (1 << 20);
+        let is_memory_right = seen.memory.is_none_or(|memory| {
+            let memory = u128::from(memory.0);
+            memory > guest && memory <= most
+        });
+        if !is_memory_right || seen.vcpus.is_some_and(|vcpus| vcpus != instance.spec.vcpus) {
+            broken.push(format!("{} has other limits than its spec: {seen:?}", instance.meta.uid));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! All ports of one host in one value.
 
 use super::{
-    Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners, Memories,
-    Probes, Snapshots, Vmms, WakeListeners,
+    Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Limits, Links, Listeners,
+    Memories, Probes, Snapshots, Vmms, WakeListeners,
 };
 
 /// A host: one port for each subject. Clones share what is behind the ports.
@@ -14,6 +14,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Snapshots: Snapshots;
     type Images: Images;
     type ImageJobs: ImageJobs;
+    type Limits: Limits;
     type Links: Links;
     type Firewall: Firewall;
     type Disks: Disks;
@@ -30,6 +31,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn snapshots(&self) -> &Self::Snapshots;
     fn images(&self) -> &Self::Images;
     fn image_jobs(&self) -> &Self::ImageJobs;
+    fn limits(&self) -> &Self::Limits;
     fn links(&self) -> &Self::Links;
     fn firewall(&self) -> &Self::Firewall;
     fn disks(&self) -> &Self::Disks;
@@ -84,6 +86,7 @@ macro_rules! host {
             port!(Snapshots snapshots);
             port!(Images images);
             port!(ImageJobs image_jobs);
+            port!(Limits limits);
             port!(Links links);
             port!(Firewall firewall);
             port!(Disks disks);

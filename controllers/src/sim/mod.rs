@@ -18,6 +18,7 @@ mod flows;
 mod guests;
 mod images;
 mod instance_logs;
+mod limits;
 mod links;
 mod listeners;
 mod memories;
@@ -200,6 +201,7 @@ impl World {
             disks: state.disks.clone(),
             images: state.stored.keys().cloned().collect(),
             machines: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now))).collect(),
+            limits: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.limits_seen())).collect(),
             records: state.records.clone(),
             memories: state.memories.iter().map(|(uid, memory)| (uid.clone(), memory.seen())).collect(),
             snapshots: state.snapshots.iter().map(|(uid, dir)| (uid.clone(), dir.seen())).collect(),
@@ -258,7 +260,7 @@ impl World {
 
 crate::host! { World, world:
     Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
-    Links, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
+    Limits, Links, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
 }
 
 impl Clock for World {

@@ -13,7 +13,9 @@ use stead_schemas::numbers::{LaunchId, RunNo};
 use super::World;
 use super::program::Program;
 use super::written::Known;
-use crate::host::{GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, VmmState, Vmms};
+use crate::host::{
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, VmmLimits, VmmState, Vmms,
+};
 
 /// A VMM process, or its leftovers.
 #[derive(Debug, Clone)]
@@ -40,6 +42,9 @@ pub(super) struct Vmm {
     /// Disks of the VM, the root's first.
     pub(super) disks: Vec<Known>,
     pub(super) incarnation: Option<String>,
+    pub(super) limits: VmmLimits,
+    /// True if the kernel ended it because memory was short.
+    pub(super) is_out_of_memory: bool,
 }
 
 const BOOT: Duration = Duration::from_millis(1500);
@@ -160,6 +165,7 @@ impl Vmm {
             is_network_cut: self.is_network_cut,
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
+            is_out_of_memory: self.is_out_of_memory,
             guest: GuestView {
                 phase,
                 exit,
@@ -267,6 +273,8 @@ impl Vmms for World {
                     slept: SignedDuration::ZERO,
                     disks,
                     incarnation: None,
+                    limits: plan.limits,
+                    is_out_of_memory: false,
                 },
             );
             Ok(())

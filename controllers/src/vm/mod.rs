@@ -47,6 +47,7 @@ mod status;
 mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
+mod vmm_limits;
 mod volumes;
 mod wake;
 
@@ -59,8 +60,8 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{Generation, StandbyNo};
 
 use crate::host::{
-    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Memories, NetworkCard,
-    ProbePlan, Probes, Vmms, WakeListeners,
+    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Limits, Memories,
+    NetworkCard, ProbePlan, Probes, VmmLimits, Vmms, WakeListeners,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
@@ -94,6 +95,8 @@ pub enum Action {
     /// Sends a guest that continues from another instance's memory its identity.
     TakeIdentity(Uid, Box<guest::NewIdentity>),
     Reconnect(Uid, LinkName),
+    /// Sets the limits of the VMM.
+    Limit(Uid, VmmLimits),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
     Kill(Uid),
@@ -163,6 +166,7 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             Action::Adopt(plan) => self.host.memories().adopt(plan).await,
             Action::TakeIdentity(uid, identity) => self.host.guests().take_identity(uid, identity).await,
             Action::Reconnect(uid, tap) => self.host.vmms().replace_tap(uid, tap).await,
+            Action::Limit(uid, limits) => self.host.limits().set(uid, *limits).await,
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,
             Action::Kill(uid) => self.host.vmms().kill(uid).await,

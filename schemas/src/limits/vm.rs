@@ -15,6 +15,9 @@ pub const MEMORY_DEFAULT: Bytes = Bytes(1 << 30);
 /// for it. A VMM of a guest of 256 MiB had 200 MB of its own and of the guest's together (measured, emulated), and a
 /// pooled one some 50 MB.
 pub const VMM_MEMORY_OVERHEAD: Bytes = Bytes(128 << 20);
+/// Code that an emulating VMM keeps translated, at most: its own limit. It is part of the limit of the VMM, and not of what
+/// is promised: a host that emulates has few instances.
+pub const TRANSLATED_CODE_MAX: Bytes = Bytes(1 << 30);
 /// Largest factor of oversubscription: beyond it a resource is in fact unlimited.
 pub const OVERSUBSCRIPTION_MAX: u16 = 1000;
 /// Smallest overlay: ext4 with its metadata needs some room to be of use.

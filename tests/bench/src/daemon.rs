@@ -241,7 +241,7 @@ impl Drop for Daemon {
             quiet("ip", &["link", "del", tap]);
         }
         quiet("ip", &["link", "del", self.bridge]);
-        for root in ["", "memory", "cpu", "pids"] {
+        for root in ["", "memory", "cpu", "pids", "blkio"] {
             let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
             for group in
                 fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir())

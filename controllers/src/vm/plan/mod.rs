@@ -19,7 +19,7 @@ use crate::vm::facts::{
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
 use crate::vm::steps::{act, record, refuse, regrant, wait, wake};
-use crate::vm::{Action, Observed, failed_forks, health, idle, wake};
+use crate::vm::{Action, Observed, failed_forks, health, idle, vmm_limits, wake};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -58,7 +58,10 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     }
     let desired = Desired::Present(object);
     match (Situation::of(&desired, seen), goal(&desired)) {
-        (Situation::Wanted(machine), _) => plan_up(object, machine, seen, now),
+        (Situation::Wanted(machine), _) => match plan_up(object, machine, seen, now) {
+            Plan::Converged => vmm_limits::plan(object, machine, seen),
+            planned => planned,
+        },
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
         (Situation::Nothing, Goal::Absent | Goal::Stopped) => Plan::Converged,
         (Situation::Saved(_) | Situation::UselessMemory, Goal::Absent | Goal::Stopped) => {
@@ -117,7 +120,8 @@ fn plan_dead(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> P
     if is_saved || is_recorded {
         return act(Action::Release(object.meta.uid.clone()));
     }
-    record(Reason::VmmDied, "recording the death of the VMM")
+    let reason = if machine.is_out_of_memory { Reason::OutOfMemory } else { Reason::VmmDied };
+    record(reason, "recording the death of the VMM")
 }
 
 /// Plans for a VM whose program runs.

@@ -5,6 +5,7 @@ mod cuts;
 mod ends;
 mod model;
 mod room;
+mod vmm_limits;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -120,6 +121,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         is_network_cut: false,
         missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,
+        is_out_of_memory: false,
         guest,
     }
 }
@@ -136,6 +138,7 @@ pub(super) fn seen(machine: Option<Machine>) -> Observed {
         parts,
         inbound: None,
         listener: None,
+        limits: None,
         short_of: None,
     }
 }
@@ -168,7 +171,8 @@ fn every_machine_state_has_its_next_step() {
     let dead_recorded = || {
         let mut object = up();
         object.status.vmm_deaths = 1;
-        object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(1) });
+        object.status.last_death =
+            Some(VmmDeath { launch: LaunchId(1), noticed_at: at(1), is_out_of_memory: false });
         object
     };
     let was_up = |mut object: Object<Instance>| {
@@ -334,7 +338,8 @@ fn repeated_deaths_delay_the_next_start_and_the_first_does_not() {
     let mut object = instance(Power::Running, 1, 0);
     let mut planned = |deaths, now| {
         object.status.vmm_deaths = deaths;
-        object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10) });
+        object.status.last_death =
+            Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10), is_out_of_memory: false });
         name(&plan(&Desired::Present(&object), &seen(None), at(now).into()))
     };
     assert_eq!(planned(1, 10), "Launch");
