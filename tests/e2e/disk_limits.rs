@@ -45,16 +45,18 @@ async fn takes_its_time(site: &Harness, what: &str, line: &str) {
 /// Crashes at the step that changes the limit of a running VM. The judge compares the VM with the spec afterwards.
 async fn crashes_while_it_changes(site: &mut Harness) {
     let (kind, action) = OF_DISK_LIMIT;
+    site.stop().await;
     for (edge, rate) in EDGES.into_iter().zip(["50MB/s", "60MB/s"]) {
         let failpoint = format!("{kind}/{action}/{edge}");
-        site.stop().await;
         site.spawn(Some(&failpoint));
         site.answers().await;
         site.attempt(Method::PATCH, "/instances/box", Some(json!({ "disk_io_bps": rate }))).await;
         site.crashed(&failpoint).await;
         site.start().await;
+        // It ends the daemon.
         settles(site, &failpoint).await;
     }
+    site.start().await;
 }
 
 async fn is_limited_and_freed(site: &mut Harness, hypervisor: &str) {
