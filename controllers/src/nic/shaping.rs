@@ -1,6 +1,6 @@
 //! The part of the plan that limits the traffic of a TAP.
 //!
-//! What the guest receives is what the TAP sends, and is limited there. What the guest sends is led through an IFB of
+//! Traffic to the guest is what the TAP sends, and is limited there. Traffic from the guest is led through an IFB of
 //! its own, which is limited and up before the first frame comes.
 
 use stead_schemas::meta::Object;
