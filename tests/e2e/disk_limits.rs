@@ -42,6 +42,18 @@ async fn takes_its_time(site: &Harness, what: &str, line: &str) {
     assert!(took >= SHORTEST, "{what}: {took:?}");
 }
 
+/// Checks that what the guest deletes and trims takes no more room on the host.
+async fn is_given_back(site: &Harness) {
+    let taken = || {
+        site.shell("du -c -B1 $DATA/disks/*.ext4 | tail -n 1").split_whitespace().next().map(str::to_owned)
+    };
+    let taken = || taken().and_then(|bytes| bytes.parse::<u64>().ok()).expect("a number of bytes");
+    let before = taken();
+    shell(site, "box", "rm /data/file && sync && fstrim /data").await;
+    let after = taken();
+    assert!(after + (FILE << 20) / 2 < before, "{before} bytes, then {after}");
+}
+
 /// Crashes at the step that changes the limit of a running VM. The judge compares the VM with the spec afterwards.
 async fn crashes_while_it_changes(site: &mut Harness) {
     let (kind, action) = OF_DISK_LIMIT;
@@ -89,6 +101,7 @@ async fn is_limited_and_freed(site: &mut Harness, hypervisor: &str) {
     let is_written =
         async || (shell(site, "box", "cat /written && echo yes || true").await == "yes").then_some(());
     until("the file without a limit", BOOT, is_written).await;
+    is_given_back(site).await;
     patched(site, json!({ "disk_io_bps": "100MB/s" })).await;
     let generation = site.get("box").await["generation"].clone();
     let is_seen =

@@ -112,8 +112,9 @@ impl Line {
         self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
         let drive = if is_limited { format!("{name}-limited") } else { name.to_owned() };
         if is_limited {
+            // A filter drops discards, and refuses a device that only reads, unless its own node has these options.
             let group = format!("throttle-group={THROTTLE},file={name}");
-            self.add(&["-blockdev", &format!("driver=throttle,node-name={drive},{group}")]);
+            self.add(&["-blockdev", &format!("driver=throttle,node-name={drive},{group},{options}")]);
         }
         let thread = if self.has_disk_thread { format!(",iothread={DISK_THREAD}") } else { String::new() };
         self.add(&["-device", &format!("{},drive={drive},serial={serial}{thread}", machine.device("blk"))]);

@@ -193,8 +193,17 @@ fn all_disks_of_an_instance_share_one_limit_and_shared_disks_have_none() {
             [("root", false), ("headers", false), ("overlay", true), ("volume0", true), ("volume1", true)]
         {
             let drive = if is_limited { format!("{disk}-limited") } else { disk.to_owned() };
-            let filter = format!("driver=throttle,node-name={disk}-limited,throttle-group=io,file={disk}");
-            assert_eq!(backends.contains(&filter.as_str()), is_limited, "{disk}");
+            let node = |driver: &str, name: &str, rest: &str| {
+                let start = format!("driver={driver},node-name={name},{rest},");
+                backends.iter().find_map(|one| one.strip_prefix(&start))
+            };
+            let filter =
+                node("throttle", &format!("{disk}-limited"), &format!("throttle-group=io,file={disk}"));
+            assert_eq!(filter.is_some(), is_limited, "{disk}");
+            // Every node of a disk must let pass what the ones below it can do, and no more.
+            let format = node("raw", disk, &format!("file={disk}-file")).expect("a format");
+            assert!(format.contains("read-only=") && format.contains("discard=unmap"), "{disk}: {format}");
+            assert_eq!(filter.unwrap_or(format), format, "{disk}");
             let drive = format!("drive={drive}");
             let is_used = |device: &&str| device.split(',').any(|part| part == drive);
             assert!(values(&line, "-device").iter().any(is_used), "{disk}");
