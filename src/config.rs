@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Yaml};
 use serde::{Deserialize, Serialize};
-use stead_schemas::limits::{NETWORK_OVERSUBSCRIPTION, NETWORK_OVERSUBSCRIPTION_MAX};
-use stead_schemas::names::LinkName;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::{LinkName, Platform};
 use stead_schemas::network::Cidr;
-use stead_schemas::quantity::{Bytes, GoDuration, Rate};
+use stead_schemas::node::NodeSpec;
+use stead_schemas::quantity::{Bytes, GoDuration};
 
 use crate::access::{self, AccountId, SocketUser, TlsConfig};
 use crate::host::oci::{Allowed, OciConfig, Target};
 use crate::hypervisor::{USERS, UserRange, WantedAccelerator};
+use crate::resources::{CapacityConfig, OversubscriptionConfig};
 
 /// The configuration; field names are the keys of the file, and of the environment with `STEAD_` before
 /// them.
@@ -64,11 +66,6 @@ pub struct Config {
     pub guest_host_ports: Vec<u16>,
     /// Private, link-local and other special networks that guests may reach, such as `192.168.7.0/24`.
     pub guest_networks: Vec<Cidr>,
-    /// Speed of the host's network in each direction, such as `10Gbps`; 0 for no limit. By default that of the link with
-    /// the default route, where the kernel knows it.
-    pub network_capacity: Option<String>,
-    /// Number of times that this speed is given away, by processors, to instances that name no limits; 1 to 1000.
-    pub network_oversubscription: u32,
     /// Name of our nft tables.
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
@@ -82,6 +79,12 @@ pub struct Config {
     pub registry_allow: Vec<String>,
     /// Space that is kept free on the disks' file system, such as `1GB`.
     pub disk_reserve: String,
+    /// Memory that is kept for the host itself, such as `256MB`: no instance is admitted that would take it.
+    pub memory_reserve: String,
+    /// Capacities of the host that replace what it shows, such as `{network: 10Gbps}`.
+    pub capacity: CapacityConfig,
+    /// Number of times that each resource may be promised to instances, such as `{cpu: 4}`.
+    pub oversubscription: OversubscriptionConfig,
     /// Largest space that images may take on the disk, complete or partial, such as `50GB`; by default the
     /// whole disk.
     pub image_quota: Option<String>,
@@ -142,14 +145,15 @@ impl Default for Config {
             guest_mtu: None,
             guest_host_ports: Vec::new(),
             guest_networks: Vec::new(),
-            network_capacity: None,
-            network_oversubscription: NETWORK_OVERSUBSCRIPTION,
             table: "stead".to_owned(),
             tap_prefix: "st".to_owned(),
             image_concurrency: 2,
             plain_http_hosts: Vec::new(),
             registry_allow: Vec::new(),
             disk_reserve: "1GB".to_owned(),
+            memory_reserve: "256MB".to_owned(),
+            capacity: CapacityConfig::default(),
+            oversubscription: OversubscriptionConfig::default(),
             image_quota: None,
             resync: "5m".to_owned(),
             connections_max: 1536,
@@ -267,18 +271,15 @@ impl Config {
         for error in self.registry_allow.iter().filter_map(|entry| entry.parse::<Allowed>().err()) {
             problems.push(format!("registry_allow: {error}"));
         }
-        if let Err(error) = self.disk_reserve.parse::<Bytes>() {
-            problems.push(format!("disk_reserve: {error}"));
+        for (key, size) in [("disk_reserve", &self.disk_reserve), ("memory_reserve", &self.memory_reserve)] {
+            if let Err(error) = size.parse::<Bytes>() {
+                problems.push(format!("{key}: {error}"));
+            }
         }
+        self.capacity.read(&mut problems);
+        self.oversubscription.read(&mut problems);
         if let Some(Err(error)) = self.image_quota.as_ref().map(|quota| quota.parse::<Bytes>()) {
             problems.push(format!("image_quota: {error}"));
-        }
-        if let Some(Err(error)) = self.network_capacity.as_ref().map(|capacity| capacity.parse::<Rate>()) {
-            problems.push(format!("network_capacity: {error}"));
-        }
-        if !(1..=NETWORK_OVERSUBSCRIPTION_MAX).contains(&self.network_oversubscription) {
-            problems
-                .push(format!("network_oversubscription: must be from 1 to {NETWORK_OVERSUBSCRIPTION_MAX}"));
         }
         match self.resync.parse::<GoDuration>() {
             Ok(GoDuration(interval)) if interval.is_zero() => {
@@ -348,10 +349,19 @@ impl Config {
         self.disk_reserve.parse().unwrap_or_default()
     }
 
-    /// Returns the speed of the host's network, where it is configured.
+    /// Returns the spec of this host as a node.
     #[must_use]
-    pub fn network_capacity(&self) -> Option<Rate> {
-        self.network_capacity.as_ref().and_then(|capacity| capacity.parse().ok())
+    pub fn node(&self, platform: Platform, default_hypervisor: Hypervisor) -> NodeSpec {
+        // Problems were refused by `load`.
+        let mut problems = Vec::new();
+        NodeSpec {
+            platform,
+            default_hypervisor,
+            disk_reserve: self.disk_reserve(),
+            memory_reserve: self.memory_reserve.parse().unwrap_or_default(),
+            capacity: self.capacity.read(&mut problems),
+            oversubscription: self.oversubscription.read(&mut problems),
+        }
     }
 
     /// Returns the configuration of the image directory.
@@ -405,18 +415,23 @@ mod tests {
         assert!(error.to_string().contains("gateway"), "{error}");
         let wrong = Config { registry_allow: vec!["10.0.0.0/99".to_owned()], ..Config::default() };
         assert!(wrong.check().expect_err("no network").to_string().contains("registry_allow"));
+        // A key of a key is set without the others.
+        std::fs::write(file.path(), "oversubscription: {cpu: 8}\ncapacity: {memory: 2GB}\n")
+            .expect("written");
+        let config = Config::load(Some(file.path()), BTreeMap::new()).expect("valid").config;
+        let node = config.node(Platform::LinuxAmd64, Hypervisor::Vz);
+        assert_eq!((node.oversubscription.cpu.as_f64(), node.oversubscription.memory.as_f64()), (8.0, 1.0));
+        assert_eq!((node.capacity.memory, node.capacity.cpu), (Some(2 << 30), None));
+        for wrong in ["oversubscription: {cpu: 0}", "capacity: {disk: much}", "capacity: {tape: 1}"] {
+            std::fs::write(file.path(), format!("{wrong}\n")).expect("written");
+            let error = Config::load(Some(file.path()), BTreeMap::new()).expect_err(wrong).to_string();
+            assert!(error.contains(wrong.split_once(':').expect("a key").0), "{error}");
+        }
         let (dns_search, dns_options) = (vec!["a b".to_owned()], vec!["ndots:2\nnameserver".to_owned()]);
         let wrong = Config { dns_search, dns_options, guest_mtu: Some(68), ..Config::default() };
         let ConfigError(wrong) = wrong.check().expect_err("three problems");
         let keys: Vec<_> = wrong.iter().filter_map(|problem| problem.split(':').next()).collect();
         assert_eq!(keys, ["dns_search[0]", "dns_options[0]", "guest_mtu"]);
-        for (capacity, network_oversubscription) in
-            [(Some("fast"), 2), (Some("7bps"), 2), (None, 0), (None, 1001)]
-        {
-            let network_capacity = capacity.map(ToOwned::to_owned);
-            let wrong = Config { network_capacity, network_oversubscription, ..Config::default() };
-            assert!(wrong.check().expect_err("wrong").to_string().contains("network_"), "{capacity:?}");
-        }
         let wrong = Config { socket: Some("x".repeat(108).into()), ..Config::default() };
         assert_eq!(wrong.check().expect_err("relative and too long").0.len(), 2);
         let wrong =

@@ -22,6 +22,7 @@ mod locks;
 mod log_sources;
 mod memory;
 mod peers;
+pub mod resources;
 mod server_certificate;
 mod signals;
 mod snapshots;

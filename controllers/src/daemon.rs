@@ -25,7 +25,7 @@ use crate::image::{self, ImageReconciler};
 use crate::ingress::IngressReconciler;
 use crate::network::NetworkReconciler;
 use crate::nic::NicReconciler;
-use crate::node::NodeReconciler;
+use crate::node::{self, NodeReconciler};
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
 use crate::schedule::ScheduleReconciler;
 use crate::snapshot::{Pools, SnapshotReconciler};
@@ -110,7 +110,9 @@ impl Controllers {
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() });
         let volume = runner(settings, 8, VolumeReconciler { store: store() });
         let ingress = runner(settings, 9, IngressReconciler { host: host() });
-        let node = runner(settings, 10, NodeReconciler { host: host() });
+        let for_image_space = store();
+        let node = runner(settings, 10, NodeReconciler { host: host() })
+            .map(move |event| node::of_image_change(&for_image_space, event));
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),

@@ -75,6 +75,8 @@ pub enum Reason {
     AgentUnreachable,
     /// The VMM ended unexpectedly.
     VmmDied,
+    /// The kernel ended the VMM because memory was short: that of its own limit, or that of the host.
+    OutOfMemory,
     /// The VM lost its TAP, and its hypervisor cannot connect it to another TAP: the VM is started again.
     NetworkLost,
     /// This host has no headers of the guest kernel; its guests do without.
@@ -95,6 +97,8 @@ pub enum Reason {
     /// A foreign program listens at a port that this object needs.
     PortInUse,
     CapacityExhausted,
+    /// The host has not enough processors or memory left for the instance, which is tried again when it has.
+    InsufficientResources,
     /// The stored record cannot be read (checksum or schema).
     RecordUnreadable,
     Unsupported,

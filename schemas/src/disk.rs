@@ -9,6 +9,7 @@ use crate::names::Uid;
 use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role, WokenBy};
+use crate::resource::Usage;
 use crate::snapshot::Snapshot;
 
 /// The kind of disks.
@@ -32,6 +33,17 @@ impl Kind for Disk {
             && object.status.content_lost_at.is_none();
         let source = object.spec.source.as_ref().filter(|_| is_to_be_made);
         source.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsCopy, snapshot)).into_iter().collect()
+    }
+
+    /// Returns the size of the disk. A disk gives its space back when its deletion is requested.
+    fn usage(object: &Object<Self>) -> Usage {
+        let size = if object.meta.is_deleting() { 0 } else { u128::from(object.spec.size.0) };
+        match object.spec.purpose {
+            DiskPurpose::RootOverlay | DiskPurpose::VolumeOverlay => {
+                Usage { overlays: size, ..Usage::default() }
+            }
+            DiskPurpose::Volume => Usage { volumes: size, ..Usage::default() },
+        }
     }
 }
 

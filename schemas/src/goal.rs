@@ -56,6 +56,14 @@ impl Object<Instance> {
         Goal::under(self, &self.status)
     }
 
+    /// True if the instance holds processors and memory of its host. A change of its status can only end that:
+    /// whatever begins it is admitted.
+    #[must_use]
+    pub fn holds_resources(&self) -> bool {
+        // A record of an earlier version has no grant. It was admitted by running.
+        matches!(self.goal(), Goal::Running(_) | Goal::Pooled(_)) || self.spec.grant > self.status.returned
+    }
+
     /// True if a VM exists or should exist, or if connections should wake a VM in standby. A bridge holds 1,024
     /// ports, so a VM that is down keeps its addresses and their rule, and its port releases its TAP.
     #[must_use]

@@ -15,9 +15,10 @@ use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
-use crate::numbers::{Generation, LaunchId, RunNo, StandbyNo};
+use crate::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::{Bytes, Rate};
+use crate::resource::{Usage, vm_memory};
 use crate::volume::VolumeMount;
 
 /// The kind of instances.
@@ -74,6 +75,10 @@ pub struct InstanceSpec {
     /// Number of standbys requested so far; a saved memory bears the number of the standby it was saved for.
     #[serde(default)]
     pub standby: StandbyNo,
+    /// The last grant of processors and memory, which admission gives; 0 in records of earlier versions, and while
+    /// there was none. The instance holds them until its status says that it gave this grant back.
+    #[serde(default)]
+    pub grant: GrantNo,
     /// True if the instance is stopped or deleted without giving the guest time.
     pub is_forced: bool,
     #[serde(default)]
@@ -109,6 +114,20 @@ impl InstanceSpec {
     #[must_use]
     pub fn disk_rate(&self) -> Option<Rate> {
         self.rates.disk.filter(|rate| rate.0 > 0)
+    }
+
+    /// Returns what a VM of the instance takes of its host while it runs. Its disks are counted by themselves.
+    #[must_use]
+    pub fn demand(&self) -> Usage {
+        let rate = |rate: Option<Rate>| rate.map_or(0, |rate| u128::from(rate.0));
+        Usage {
+            vcpus: u128::from(self.vcpus),
+            memory: vm_memory(self.memory),
+            download: rate(self.rates.download),
+            upload: rate(self.rates.upload),
+            disk_io: rate(self.rates.disk),
+            ..Usage::default()
+        }
     }
 
     /// Returns when the instance goes to standby by itself unless a client connects; `None` while no
@@ -279,6 +298,9 @@ pub struct InstanceStatus {
     #[serde(default)]
     pub prepared_launch: Option<LaunchId>,
     pub vmm_pid: Option<u32>,
+    /// The last grant that was given back: no VM was there any more, and none was to come.
+    #[serde(default)]
+    pub returned: GrantNo,
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
 }
@@ -316,6 +338,9 @@ pub struct VmmDeath {
     #[serde(alias = "launched_at")]
     pub launch: LaunchId,
     pub noticed_at: Timestamp,
+    /// True if the kernel ended it because memory was short.
+    #[serde(default)]
+    pub is_out_of_memory: bool,
 }
 
 /// The end of a program, as the guest's PID 1 saw it.

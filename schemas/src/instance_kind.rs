@@ -1,5 +1,6 @@
 //! The kind of instances: their two halves, and the things that an instance points at.
 
+use crate::condition::{self, ConditionType, Reason};
 use crate::image::Image;
 use crate::instance::{Instance, InstanceSpec, InstanceStatus, State};
 use crate::meta::{Kind, Object};
@@ -7,6 +8,7 @@ use crate::network::Nic;
 use crate::numbers::Generation;
 use crate::policy::AutoStandbyPolicy;
 use crate::references::{Ref, Role, Target, WokenBy};
+use crate::resource::Usage;
 use crate::snapshot::Snapshot;
 use crate::volume::VolumeMount;
 
@@ -26,6 +28,7 @@ impl Kind for Instance {
         WokenBy::Departure { left: Role::Writes, waits: Role::Reads },
         WokenBy::Departure { left: Role::Reads, waits: Role::Writes },
         WokenBy::Departure { left: Role::Copies, waits: Role::Writes },
+        WokenBy::Departure { left: Role::Holds, waits: Role::AwaitsRoom },
     ];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {
@@ -45,6 +48,15 @@ impl Kind for Instance {
         let mounts = spec.volumes.iter().map(VolumeMount::reference);
         let port = spec.allocated.nic.as_ref().filter(|_| object.needs_port());
         let port = port.map(|port| Ref::to::<Nic>(Role::Attaches, port));
-        content.chain(awaited).chain(counted).chain([image]).chain(mounts).chain(port).collect()
+        let held = object.holds_resources().then_some(Ref { role: Role::Holds, target: Target::Room });
+        let ready = condition::find(&status.conditions, ConditionType::Ready);
+        let is_waiting = ready.is_some_and(|ready| ready.reason == Reason::InsufficientResources);
+        let waited = is_waiting.then_some(Ref { role: Role::AwaitsRoom, target: Target::Room });
+        let room = held.into_iter().chain(waited);
+        content.chain(awaited).chain(counted).chain([image]).chain(mounts).chain(port).chain(room).collect()
+    }
+
+    fn usage(object: &Object<Self>) -> Usage {
+        if object.holds_resources() { object.spec.demand() } else { Usage::default() }
     }
 }

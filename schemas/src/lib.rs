@@ -6,6 +6,7 @@
 
 #[cfg(feature = "wire")]
 pub mod api;
+pub mod budget;
 pub mod capabilities;
 pub mod compression;
 pub mod condition;
@@ -27,6 +28,7 @@ pub mod numbers;
 pub mod policy;
 pub mod quantity;
 pub mod references;
+pub mod resource;
 pub mod schedule;
 pub mod signal;
 pub mod snapshot;

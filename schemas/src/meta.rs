@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::names::{Name, Uid};
 use crate::numbers::Generation;
 use crate::references::{Ref, Role, Target, WokenBy};
+use crate::resource::Usage;
 
 /// User-defined labels; their bounds are in [`crate::limits`], and are checked by [`crate::validate`].
 pub type Tags = BTreeMap<String, String>;
@@ -48,6 +49,13 @@ pub trait Kind: Debug + Clone + PartialEq + Send + Sync + 'static {
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let _ = object;
         Vec::new()
+    }
+
+    /// Returns what the object takes of the resources of its host. The store keeps the sum over all objects.
+    #[must_use]
+    fn usage(object: &Object<Self>) -> Usage {
+        let _ = object;
+        Usage::default()
     }
 }
 

@@ -11,11 +11,12 @@ use crate::capabilities::VmmCapabilities;
 use crate::condition::Condition;
 use crate::confinement::Wall;
 use crate::instance::Hypervisor;
-use crate::limits::{BANDWIDTH_MAX, BANDWIDTH_MIN, NETWORK_OVERSUBSCRIPTION};
+use crate::limits::{BANDWIDTH_MAX, BANDWIDTH_MIN};
 use crate::meta::{Kind, Object};
 use crate::names::Platform;
 use crate::numbers::Generation;
 use crate::quantity::{Bytes, Rate};
+use crate::resource::{PerResource, Ratio};
 
 /// Name of the node of this host.
 pub const LOCAL: &str = "local";
@@ -40,16 +41,14 @@ pub struct NodeSpec {
     pub default_hypervisor: Hypervisor,
     /// Space that stays free on the file system of the data, in bytes.
     pub disk_reserve: Bytes,
-    /// Speed of the host's network in each direction; zero if it has no limit, and `None` if it is that of the uplink.
+    /// Memory that stays free for the host itself, in bytes.
     #[serde(default)]
-    pub network_capacity: Option<Rate>,
-    /// Number of times that the network's speed is given away by default limits.
-    #[serde(default = "network_oversubscription")]
-    pub network_oversubscription: u32,
-}
-
-fn network_oversubscription() -> u32 {
-    NETWORK_OVERSUBSCRIPTION
+    pub memory_reserve: Bytes,
+    /// Capacities that are configured. All others are those of the host.
+    #[serde(default)]
+    pub capacity: PerResource<Option<u64>>,
+    #[serde(default = "PerResource::standard")]
+    pub oversubscription: PerResource<Ratio>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +57,9 @@ pub struct NodeStatus {
     pub capacity: Resources,
     /// The part of the capacity that instances may use.
     pub allocatable: Resources,
+    /// The space that images take, as it was observed last.
+    #[serde(default)]
+    pub images: ImageSpace,
     /// All hypervisors that have a driver, whether their programs are installed or not.
     #[serde(default)]
     pub hypervisors: BTreeMap<Hypervisor, HypervisorStatus>,
@@ -92,6 +94,15 @@ pub struct Resources {
     pub memory: Bytes,
     /// Size of the file system of the data, in bytes.
     pub disk: Bytes,
+}
+
+/// Disk space of images, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpace {
+    /// Root file systems that are complete.
+    pub content: Bytes,
+    /// Layers, manifests, and what is incomplete.
+    pub cache: Bytes,
 }
 
 /// A hypervisor on a host.
@@ -152,7 +163,8 @@ impl Object<Node> {
     /// Returns the speed of the host's network in each direction; `None` if it is not known or has no limit.
     #[must_use]
     pub fn network_capacity(&self) -> Option<Rate> {
-        self.spec.network_capacity.or(self.status.uplink_speed).filter(|capacity| capacity.0 > 0)
+        let configured = self.spec.capacity.network.map(Rate);
+        configured.or(self.status.uplink_speed).filter(|capacity| capacity.0 > 0)
     }
 
     /// Returns the limit of the traffic in each direction of an instance that names none: its part of the host's
@@ -160,8 +172,9 @@ impl Object<Node> {
     #[must_use]
     pub fn default_bandwidth(&self, vcpus: u32) -> Option<Rate> {
         let capacity = self.network_capacity()?;
-        let given_away = u128::from(capacity.0) * u128::from(self.spec.network_oversubscription.max(1));
-        let part = given_away * u128::from(vcpus) / u128::from(self.status.capacity.cpus.max(1));
+        let given_away = self.spec.oversubscription.network.of(capacity.0);
+        let part =
+            given_away.saturating_mul(u128::from(vcpus)) / u128::from(self.status.capacity.cpus.max(1));
         let part = u64::try_from(part).unwrap_or(u64::MAX).min(capacity.0);
         Some(Rate(part.clamp(BANDWIDTH_MIN.0, BANDWIDTH_MAX.0)))
     }

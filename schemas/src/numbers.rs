@@ -57,6 +57,13 @@ number! {
 }
 
 number! {
+    /// The number of a grant of processors and memory of the host to an instance: 1 for the first. 0 means none.
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    GrantNo
+}
+
+number! {
     /// The number of a set of devices that a VMM gives to its guests: 0 for the first. A memory that was saved with
     /// one set loads into no other.
     #[derive(Deserialize)]

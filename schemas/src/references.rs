@@ -32,6 +32,8 @@ pub enum Target {
     HostPort(u16),
     /// The host's table of connections.
     Connections,
+    /// The processors and the memory of the host.
+    Room,
 }
 
 /// The purpose of a reference. References that express a wait end when the wait is over.
@@ -68,6 +70,10 @@ pub enum Role {
     Address,
     /// A reference from an instance to the connections that keep it from standby.
     Counts,
+    /// A reference from an instance to the room of the host that it holds.
+    Holds,
+    /// A reference from an instance to the room of the host, while it waits for some.
+    AwaitsRoom,
     /// A reference from an ingress to a port that its rules are served at.
     Serves,
 }

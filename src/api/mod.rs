@@ -28,6 +28,7 @@ mod operation;
 mod pace;
 mod pools;
 mod refusals;
+mod resources;
 mod route;
 mod rule;
 mod schedules;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use stead_schemas::api::schema::Binary;
 use stead_schemas::api::{
     AutoStandbyView, Capabilities, ControlFrame, CopyFrame, CopyRequest, ExecRequest, Health, Image, Ingress,
-    Instance, InstanceEvent, InstanceStats, LogEvent, PathView, Snapshot, SnapshotSchedule,
+    Instance, InstanceEvent, InstanceStats, LogEvent, PathView, Resources, Snapshot, SnapshotSchedule,
     SnapshotScheduleSet, Volume, WaitForState, body, query,
 };
 
@@ -15,8 +15,8 @@ use super::operation::{delete, get, patch, post, put};
 use super::route::Routes;
 use super::rule::needs;
 use super::{
-    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, openapi, schedules, snapshots,
-    stat, stats, system, unsupported, volumes, wait,
+    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, openapi, resources, schedules,
+    snapshots, stat, stats, system, unsupported, volumes, wait,
 };
 
 const OK: StatusCode = StatusCode::OK;
@@ -56,6 +56,12 @@ fn add_system(routes: Routes) -> Routes {
                 .under(needs(&[Scope::ResourceRead]))
                 .answers::<Capabilities>(OK),
             system::capabilities,
+        )
+        .add(
+            get("/resources", "getResources", "Report what the host has, and what is allocated to whom")
+                .under(needs(&[Scope::ResourceRead]))
+                .answers::<Resources>(OK),
+            resources::resources,
         )
         .add(
             get("/backup", "getBackup", "Read a sealed backup of everything that is stored")

@@ -75,13 +75,6 @@ fn add_devices(routes: Routes) -> Routes {
             ),
             absent,
         )
-        .add(
-            unserved(
-                get("/resources", "getResources", "Report capacity; it is not supported yet"),
-                RESOURCES,
-            ),
-            not_yet,
-        )
         .add(unserved(post("/resources/memory/reclaim", "reclaimMemory", reclaim), RESOURCES), not_yet)
 }
 

@@ -6,10 +6,10 @@ use stead_controllers::host::{Facts, HostError, HostErrorKind, HostSeen, Vmms};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::node::{Accelerator as Accelerated, HypervisorStatus};
 
-use crate::host::capacity;
 use crate::host::kernel::Kernel;
 use crate::host::netlink::Netlink;
 use crate::host::tap::has_vhost_net;
+use crate::host::{capacity, oci};
 use crate::hypervisor::{Accelerator, Hypervisors, WantedAccelerator, host_walls};
 
 /// The facts of this host. The programs of the drivers were asked when the daemon started.
@@ -38,16 +38,18 @@ impl Facts for HostFacts {
         let (data_dir, kernel_dir) = (self.data_dir.clone(), self.kernel_dir.clone());
         let files = move || -> Result<_, HostError> {
             let has_headers = Kernel::has_headers_in(&kernel_dir);
-            Ok((capacity::read(&data_dir)?, has_headers, has_vhost_net()))
+            let images = oci::space(&data_dir.join("images"))?;
+            Ok((capacity::read(&data_dir)?, images, has_headers, has_vhost_net()))
         };
         let read = tokio::task::spawn_blocking(files).await;
         let failed = |error| HostError::new(HostErrorKind::Transient, "inspect", "the host").because(error);
-        let (capacity, has_kernel_headers, has_vhost_net) =
+        let (capacity, images, has_kernel_headers, has_vhost_net) =
             read.map_err(|error: tokio::task::JoinError| failed(error.to_string()))??;
         let uplink_speed = self.links.uplink_speed().await?;
         let all = self.hypervisors.hypervisors().into_iter();
         Ok(HostSeen {
             capacity,
+            images,
             hypervisors: all.filter_map(|hypervisor| self.status(hypervisor)).collect(),
             accelerator: match self.accelerator.accelerator() {
                 Accelerator::Kvm => Accelerated::Kvm,

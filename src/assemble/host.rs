@@ -70,7 +70,7 @@ impl Host {
             boot_files,
             console_log_max: CONSOLE_LOG_MAX,
             watches: watches.clone(),
-            cgroups,
+            cgroups: cgroups.clone(),
             rootfs: rootfs_of(&images),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
             disk_reserve: config.disk_reserve(),
@@ -95,6 +95,7 @@ impl Host {
         };
         let ports = Ports {
             hypervisors: machines,
+            limits: cgroups,
             images,
             links,
             firewall,

@@ -23,14 +23,7 @@ async fn try_to_declare(store: &Store, spec: NodeSpec) -> anyhow::Result<()> {
 /// Declares this host. On a full disk that is done as soon as there is room: until then, what exists can be read and
 /// deleted, and VMs are kept.
 pub(super) async fn declare(store: &Store, config: &Config) {
-    let spec = NodeSpec {
-        platform: host_platform(),
-        default_hypervisor: DEFAULT_HYPERVISOR,
-        disk_reserve: config.disk_reserve(),
-        network_capacity: config.network_capacity(),
-        network_oversubscription: config.network_oversubscription,
-    };
-    declare_spec(store, spec).await;
+    declare_spec(store, config.node(host_platform(), DEFAULT_HYPERVISOR)).await;
 }
 
 async fn declare_spec(store: &Store, spec: NodeSpec) {

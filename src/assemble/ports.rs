@@ -1,6 +1,7 @@
 //! The real ports of this host.
 
 use super::facts::HostFacts;
+use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
 use crate::host::flows::Conntrack;
 use crate::host::netlink::Netlink;
@@ -15,6 +16,7 @@ use crate::ingress::HttpListeners;
 #[derive(Clone)]
 pub(super) struct Ports {
     pub(super) hypervisors: Hypervisors,
+    pub(super) limits: Cgroups,
     pub(super) images: Oci,
     pub(super) links: Netlink,
     pub(super) firewall: Nft,
@@ -28,6 +30,7 @@ pub(super) struct Ports {
 
 stead_controllers::host! { Ports, ports:
     Vmms, Guests, Memories, InstanceLogs, Snapshots: Hypervisors = ports.hypervisors;
+    Limits: Cgroups = ports.limits;
     Images, ImageJobs: Oci = ports.images;
     Links, Shapers: Netlink = ports.links;
     Firewall: Nft = ports.firewall;

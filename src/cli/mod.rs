@@ -22,6 +22,7 @@ mod instances;
 mod links;
 mod pipe;
 mod policies;
+mod resources;
 mod schedules;
 mod show;
 mod snapshots;
@@ -147,6 +148,8 @@ enum Verb {
     Stat(copy::StatPath),
     /// Print the resource usage of instances, repeatedly at a terminal.
     Top(top::Top),
+    /// Print what the host has of each resource, and what is allocated.
+    Resources(resources::ShowResources),
     /// Wait until an instance is in a state.
     Wait(instances::WaitFor),
     /// Pull an image and wait until it is ready.
@@ -279,6 +282,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Cp(cp) => copy::cp(&client()?, cp).await,
         Verb::Stat(stat) => copy::stat(&client()?, stat, output).await,
         Verb::Top(top) => top::top(&client()?, top, output).await,
+        Verb::Resources(show) => resources::resources(&client()?, show, output).await,
         Verb::Wait(wait) => instances::wait(&client()?, wait).await,
         Verb::Pull { image } => images::pull(&client()?, &image, output).await,
         Verb::Images => images::list(&client()?, output).await,

@@ -228,6 +228,7 @@ impl Hypervisors {
             file_size_max: file_size_max(largest, config.console_log_max),
             ram: ram.transpose().map_err(&failed)?,
             user,
+            limits: Some(plan.limits),
         };
         let config = config.clone();
         on_thread(&plan.owner, move || {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use stead_controllers::host::HostError;
+use stead_controllers::host::{HostError, VmmLimits};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
@@ -16,13 +16,18 @@ use super::driver::VmmCommand;
 use super::jail::{self, Given, Jails, Spawned};
 use super::record::{Record, VmPaths};
 use crate::guest_channel::Changed;
-use crate::host::cgroup::{Cgroups, Group};
+use crate::host::cgroup::{Cgroups, Group, SpawnLimits};
 use crate::host::process::{Identity, find_by_argument};
 
 /// Delay between two attempts to reach a VMM that starts.
 const START_POLL: Duration = Duration::from_micros(500);
 /// Delay before a VMM is moved into its control group.
 const GROUP_DELAY: Duration = Duration::from_secs(2);
+
+/// Largest number of threads of a VMM whose driver names none.
+const THREADS_MAX: u64 = 256;
+/// Tasks of a group beside the threads of its VMM: those of the kernel that move the guest's frames.
+const STARTING_TASKS: u64 = 32;
 
 /// Returns the largest size in bytes of a file that a VMM writes. Its disks do not grow, and the console's
 /// log must be able to reach the length at which it is rotated.
@@ -41,6 +46,8 @@ pub struct SpawnPlan {
     pub ram: Option<(OwnedFd, RawFd)>,
     /// The user of a VMM behind walls.
     pub user: Option<u32>,
+    /// The limits of its control group, or `None` for a group that only counts.
+    pub limits: Option<VmmLimits>,
 }
 
 /// Spawns a VMM behind its walls, in a session of its own, so that it outlives the daemon, and in its control group.
@@ -54,7 +61,9 @@ pub fn spawn(jails: &Jails, cgroups: &Cgroups, vmm: VmmCommand, plan: SpawnPlan)
     let log = append(&plan.paths.vmm_log())?;
     let output =
         if vmm.has_console_on_stdout { append(&plan.paths.console_log())? } else { log.try_clone()? };
-    let group = cgroups.prepare(plan.owner.as_str()).unwrap_or_else(|error| {
+    let threads = vmm.needs.as_ref().map_or(THREADS_MAX, |needs| needs.threads_max);
+    let limits = plan.limits.map(|vmm| SpawnLimits { vmm, tasks: threads + STARTING_TASKS });
+    let group = cgroups.prepare(plan.owner.as_str(), limits).unwrap_or_else(|error| {
         tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
         Group::default()
     });

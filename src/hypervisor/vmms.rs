@@ -154,13 +154,17 @@ impl Vmms for Hypervisors {
             disk_limit: DiskLimit::Fixed,
             missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
+            is_out_of_memory: false,
             guest: silent(),
         };
         if let Some(identity) = self.find_process(&record, &paths)? {
             self.inspect_live(owner, &record, &identity, &mut machine).await?;
-        } else if let Some(attached) = self.lock().get(owner) {
-            // The last state of the guest of a VMM that just died is still true.
-            machine.guest = attached.channel.view();
+        } else {
+            machine.is_out_of_memory = self.config.cgroups.was_out_of_memory(owner.as_str());
+            if let Some(attached) = self.lock().get(owner) {
+                // The last state of the guest of a VMM that just died is still true.
+                machine.guest = attached.channel.view();
+            }
         }
         Ok(Some(machine))
     }

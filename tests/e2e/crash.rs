@@ -31,7 +31,7 @@ use crate::socket::run;
 pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
 /// Steps caused by changes of the host while no daemon ran. The instance's VM runs.
-const OF_DRIFT: [(&str, &str, &str); 16] = [
+const OF_DRIFT: [(&str, &str, &str); 17] = [
     ("network", "LoadFirewall", "nft delete table bridge $TABLE"),
     ("network", "CreateBridge", "ip link del $BRIDGE"),
     ("network", "AddAddress", "ip addr flush dev $BRIDGE"),
@@ -53,6 +53,12 @@ const OF_DRIFT: [(&str, &str, &str); 16] = [
     ("port", "RaiseIfb", "ip link set $IFB down"),
     ("port", "Divert", "tc filter del dev $TAP ingress"),
     ("port", "RaiseTap", "ip link set $TAP down"),
+    (
+        "instance",
+        "Limit",
+        "find /sys/fs/cgroup -path \"*/stead-$BRIDGE/*/memory.max\" -o -path \"*/stead-$BRIDGE/*/memory.limit_in_bytes\" \
+         | while read file; do echo 9999999999 >$file; done",
+    ),
 ];
 
 /// Steps of a fork of a running instance.
@@ -108,6 +114,9 @@ pub(crate) const OF_STANDBY: [(&str, &str); 4] =
 pub(crate) const OF_RESTORE: [(&str, &str); 3] =
     [("instance", "Restore"), ("instance", "DiscardMemory"), ("instance", "Resume")];
 
+/// Step of a standby whose memory was lost (tests/e2e/standby.rs).
+pub(crate) const OF_LOSS: (&str, &str) = ("instance", "Regrant");
+
 /// Steps of changing the health check of a running program (tests/e2e/health.rs).
 pub(crate) const OF_HEALTH: [(&str, &str); 2] = [("instance", "BeginProbe"), ("instance", "EndProbe")];
 
@@ -157,8 +166,9 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
     let tables = tables.chain([OF_DISK_LIMIT, OF_ARCHIVE]);
-    let tables: BTreeSet<_> =
-        tables.chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
+    let tables: BTreeSet<_> = tables
+        .chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL, OF_LOSS])
+        .collect();
     assert_eq!(tables, all);
 }
 

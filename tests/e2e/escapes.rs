@@ -99,7 +99,8 @@ impl Host {
             needs: is_walled.then_some(needs),
         };
         let user = is_walled.then(|| UserRange::new(USERS).expect("valid").user(7).expect("in the range"));
-        let plan = SpawnPlan { owner, paths: paths.clone(), file_size_max: 1 << 20, ram: None, user };
+        let plan =
+            SpawnPlan { owner, paths: paths.clone(), file_size_max: 1 << 20, ram: None, user, limits: None };
         let cgroups = Cgroups::probe(bridge());
         let spawned = spawn(jails, &cgroups, command, plan).expect("the program runs");
         let missing = missing_walls(spawned.pid).expect("inspected");

@@ -33,6 +33,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 struct Host {
     machines: Hypervisors,
+    limits: Cgroups,
     images: Oci,
     links: Netlink,
     firewall: Nft,
@@ -42,6 +43,7 @@ struct Host {
 
 stead_controllers::host! { Host, host:
     Vmms, Guests, Memories, InstanceLogs, Snapshots: Hypervisors = host.machines;
+    Limits: Cgroups = host.limits;
     Images, ImageJobs: Oci = host.images;
     Links, Shapers: Netlink = host.links;
     Firewall: Nft = host.firewall;
@@ -84,6 +86,7 @@ impl Host {
                 noted: Arc::new(|_, _| ()),
                 changed: Arc::new(|_| {}),
             }),
+            limits: Cgroups::probe(bridge()),
             images,
             links: Netlink::new(Scope::new(bridge()).expect("valid")).expect("sockets open"),
             firewall: Nft::new(),

@@ -13,7 +13,7 @@ use stead::hypervisor::{
     WantedAccelerator,
 };
 use stead_controllers::host::{
-    GuestPhase, Guests, HostErrorKind, InstanceLogs, LaunchPlan, Machine, Memories, VmmState, Vmms,
+    GuestPhase, Guests, HostErrorKind, InstanceLogs, LaunchPlan, Machine, Memories, VmmLimits, VmmState, Vmms,
 };
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
@@ -106,6 +106,7 @@ impl Bench {
             network: None,
             wants_headers: false,
             volumes: Vec::new(),
+            limits: VmmLimits { vcpus: 1, memory: Bytes(2 << 30) },
         }
     }
 

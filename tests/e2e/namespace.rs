@@ -128,7 +128,7 @@ fn run<Body: AsyncFnOnce()>(body: Body, slot_lock: fn() -> SlotLock) {
 
 /// Removes control groups, which are outside of namespaces. Those of a test are empty once its processes ended.
 fn remove_groups(bridge: &str) {
-    for root in ["", "memory", "cpu", "pids"] {
+    for root in ["", "memory", "cpu", "pids", "blkio"] {
         let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{bridge}"));
         let groups = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.path());
         for group in groups.filter(|path| path.is_dir()).chain([parent.clone()]) {

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_request, crash_at_verb};
+use crate::crash::{EDGES, OF_LOSS, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_request, crash_at_verb};
 use crate::deaths::all_vmms_die;
 use crate::fixtures::until;
 use crate::harness::{BOOT, Harness, MOMENT, image};
@@ -152,6 +152,26 @@ fn a_crash_at_any_step_to_standby_and_back_keeps_the_memory_and_the_disk() {
         }
         never_went_back(&site, &id);
         is_whole_after_stop(&mut site).await;
+    });
+}
+
+#[test]
+fn a_standby_whose_memory_was_lost_is_booted_and_kept_again_whatever_crashes() {
+    in_namespace(async || {
+        let (mut site, id) = counting().await;
+        for edge in EDGES {
+            verb(&site, "standby").await;
+            site.stop().await;
+            site.shell(&format!("rm -r {}/memory/{id}", site.data().display()));
+            let failpoint = format!("{}/{}/{edge}", OF_LOSS.0, OF_LOSS.1);
+            site.spawn(Some(&failpoint));
+            site.crashed(&failpoint).await;
+            site.start().await;
+            settles(&mut site, &failpoint).await;
+            site.start().await;
+            site.until_state("box", "Standby").await;
+            verb(&site, "restore").await;
+        }
     });
 }
 

@@ -8,6 +8,7 @@ mod fake_registry;
 mod firewall;
 mod firewall_nics;
 mod forwarding;
+mod groups;
 mod guest;
 mod guest_reach;
 mod healing;

@@ -10,6 +10,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::network::Nic;
 use stead_schemas::node::NodeSpec;
 use stead_schemas::quantity::Rate;
+use stead_schemas::resource::Ratio;
 
 use crate::cli::{ended, stead};
 use crate::server::{IMAGE, Server};
@@ -106,8 +107,7 @@ async fn an_instance_without_a_network_has_no_limits_to_change() {
 async fn an_instance_that_names_no_limits_has_its_part_of_a_network_of_known_speed() {
     let server = Server::start().await;
     assert_eq!(shown(&server.create(limited("before", json!({}))).await), [None, None]);
-    let network_capacity = Some(Rate(64 << 20));
-    let spec = NodeSpec { network_capacity, network_oversubscription: 4, ..node_spec() };
+    let spec = spec_with_network();
     server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
     // The simulated host has 64 processors.
     let created = server.create(limited("part", json!({}))).await;
@@ -120,8 +120,7 @@ async fn an_instance_that_names_no_limits_has_its_part_of_a_network_of_known_spe
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_instance_keeps_its_own_limits_and_has_the_default_of_its_restored_processors() {
     let server = Server::start().await;
-    let network_capacity = Some(Rate(64 << 20));
-    let spec = NodeSpec { network_capacity, network_oversubscription: 4, ..node_spec() };
+    let spec = spec_with_network();
     server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
     let created = server.create(limited("web", json!({"bandwidth_upload": "1MB/s"}))).await;
     assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("1.0 MB/s")]);
@@ -153,4 +152,11 @@ async fn the_command_line_sets_and_shows_limits() {
     runs(&["update", "web", "--bandwidth-up", "4MB/s"]).await;
     let described = runs(&["describe", "web"]).await;
     assert!(described.contains("Bandwidth    9.5 MB/s down, 4.0 MB/s up\n"), "{described}");
+}
+
+/// Returns the spec of a host whose network has 64 MB/s, and is promised four times.
+fn spec_with_network() -> NodeSpec {
+    let mut spec = node_spec();
+    (spec.capacity.network, spec.oversubscription.network) = (Some(64 << 20), Ratio::whole(4));
+    spec
 }

@@ -19,6 +19,7 @@ mod own_mounts;
 mod power_loss;
 #[path = "../sdk/python.rs"]
 mod python;
+mod resources;
 mod rights;
 mod sdk;
 mod server;

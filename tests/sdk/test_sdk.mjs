@@ -55,6 +55,11 @@ await assert.rejects(client.instances.create(wish), (error) => {
 assert.equal(requests, 1, "the conflict was retried");
 await assert.rejects(client.instances.create({ image, name: "Not A Name" }), BadRequestError);
 
+const resources = await client.resources.get();
+const held = resources.allocations.find((one) => one.instance_id === created.id);
+assert.deepEqual([held.instance_name, held.cpu, resources.cpu.type, resources.gpu], [name, 1, "cpu", null]);
+assert.ok(resources.memory.allocated >= held.memory_bytes && resources.disk_breakdown.images_bytes > 0);
+
 const stopped = await client.instances.stop(created.id);
 assert.ok(stopped.state === "Stopped" && stopped.stopped_at, stopped.state);
 const started = await client.instances.start(created.id, {});

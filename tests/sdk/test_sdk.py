@@ -59,6 +59,15 @@ try:
 except hypeman.BadRequestError as error:
     assert "name" in error.body["message"], error.body
 
+resources = client.resources.get()
+assert (resources.cpu.type, resources.cpu.source, resources.cpu.oversub_ratio) == ("cpu", "detected", 4.0), resources
+[held] = [held for held in resources.allocations if held.instance_id == created.id]
+assert (held.instance_name, held.cpu, held.disk_bytes) == (name, 1, 256 << 20) and held.memory_bytes >= 256 << 20, held
+assert resources.memory.allocated == sum(held.memory_bytes for held in resources.allocations), resources
+assert resources.memory.available == resources.memory.effective_limit - resources.memory.allocated, resources
+assert resources.disk_breakdown.overlays_bytes >= 256 << 20 and resources.disk_io.type == "disk_io", resources
+assert resources.network.capacity == 0 and resources.gpu is None, resources
+
 stopped = client.instances.stop(created.id)
 assert stopped.state == "Stopped" and stopped.stopped_at is not None, stopped
 started = client.instances.start(created.id)

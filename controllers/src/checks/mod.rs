@@ -8,6 +8,7 @@ mod content;
 mod hypervisor;
 mod ingress;
 mod policy;
+mod resources;
 mod shaping;
 mod storage;
 mod wake;
@@ -27,15 +28,17 @@ use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::{Network, Nic};
+use stead_schemas::node::Node;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
+use stead_schemas::resource::Usage;
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
 use crate::host::{
-    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Links, Memories, Shapers, Shaping,
-    Snapshots, Vmms,
+    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Limits, LimitsSeen, Links, Memories,
+    Shapers, Shaping, Snapshots, Vmms,
 };
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, NicRule, ProbeSeen,
@@ -55,6 +58,10 @@ pub struct Records {
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
     pub volumes: Vec<Arc<Object<Volume>>>,
     pub ingresses: Vec<Arc<Object<Ingress>>>,
+    pub nodes: Vec<Arc<Object<Node>>>,
+    /// The resources that all objects take, as the store keeps the sum and as a scan finds it.
+    pub usage: Usage,
+    pub scanned_usage: Usage,
     /// References in which the store's index differs from a scan.
     pub stale_references: Vec<Ref>,
     /// Objects of all kinds with which their reconcilers have not finished.
@@ -72,6 +79,8 @@ pub struct HostSnapshot {
     pub disks: BTreeMap<Uid, Bytes>,
     pub images: BTreeSet<Digest>,
     pub machines: BTreeMap<Uid, Machine>,
+    /// The limits of VMMs, where the host enforces any.
+    pub limits: BTreeMap<Uid, LimitsSeen>,
     pub records: BTreeSet<Uid>,
     pub memories: BTreeMap<Uid, Memory>,
     pub snapshots: BTreeMap<Uid, Captured>,
@@ -99,6 +108,9 @@ impl Records {
             schedules: store.list::<SnapshotSchedule>(),
             volumes: store.list::<Volume>(),
             ingresses: store.list::<Ingress>(),
+            nodes: store.list::<Node>(),
+            usage: store.usage(),
+            scanned_usage: store.scanned_usage(),
             stale_references: store.stale_references(),
             unsettled: store.unsettled(),
         }
@@ -128,6 +140,8 @@ impl HostSnapshot {
         snapshot.images = host.images().list().await?.into_iter().collect();
         for owner in host.vmms().list().await? {
             if let Some(machine) = host.vmms().inspect(&owner).await? {
+                let limits = host.limits().inspect(&owner).await?;
+                snapshot.limits.extend(limits.map(|limits| (owner.clone(), limits)));
                 snapshot.machines.insert(owner.clone(), machine);
             }
             if let Some(memory) = host.memories().inspect(&owner).await? {
@@ -198,6 +212,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     hypervisor::machines(&mut broken, records, host);
     content::failures(&mut broken, records);
     ingress::always(&mut broken, records, host);
+    resources::always(&mut broken, records, host);
     broken
 }
 
@@ -217,6 +232,8 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     content::forks(&mut broken, records, now);
     ingress::settled(&mut broken, records, host);
     wake::listeners(&mut broken, records, host);
+    resources::settled(&mut broken, records);
+    resources::limits(&mut broken, records, host);
     broken
 }
 

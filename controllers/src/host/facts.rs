@@ -5,7 +5,7 @@ use std::future::Future;
 
 use stead_schemas::confinement::Wall;
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::node::{Accelerator, HypervisorStatus, Resources};
+use stead_schemas::node::{Accelerator, HypervisorStatus, ImageSpace, Resources};
 use stead_schemas::quantity::Rate;
 
 use super::HostError;
@@ -14,6 +14,8 @@ use super::HostError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSeen {
     pub capacity: Resources,
+    /// The space that images take.
+    pub images: ImageSpace,
     /// All hypervisors that have a driver, whether their programs are installed or not.
     pub hypervisors: BTreeMap<Hypervisor, HypervisorStatus>,
     pub accelerator: Accelerator,

@@ -1,8 +1,8 @@
 //! All ports of one host in one value.
 
 use super::{
-    Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners, Memories,
-    Probes, Shapers, Snapshots, Vmms, WakeListeners,
+    Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Limits, Links, Listeners,
+    Memories, Probes, Shapers, Snapshots, Vmms, WakeListeners,
 };
 
 /// A host: one port for each subject. Clones share what is behind the ports.
@@ -14,6 +14,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Snapshots: Snapshots;
     type Images: Images;
     type ImageJobs: ImageJobs;
+    type Limits: Limits;
     type Links: Links;
     type Shapers: Shapers;
     type Firewall: Firewall;
@@ -31,6 +32,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn snapshots(&self) -> &Self::Snapshots;
     fn images(&self) -> &Self::Images;
     fn image_jobs(&self) -> &Self::ImageJobs;
+    fn limits(&self) -> &Self::Limits;
     fn links(&self) -> &Self::Links;
     fn shapers(&self) -> &Self::Shapers;
     fn firewall(&self) -> &Self::Firewall;
@@ -86,6 +88,7 @@ macro_rules! host {
             port!(Snapshots snapshots);
             port!(Images images);
             port!(ImageJobs image_jobs);
+            port!(Limits limits);
             port!(Links links);
             port!(Shapers shapers);
             port!(Firewall firewall);

@@ -17,8 +17,8 @@ use stead_schemas::network::Mac;
 use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::{Bytes, Rate};
 
-use super::HostError;
 use super::guests::GuestView;
+use super::{HostError, VmmLimits};
 
 /// A machine that exists on the host. It has at least a runtime directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Machine {
     pub missing_walls: BTreeSet<Wall>,
     /// True if the machine was launched with the headers of its kernel.
     pub has_headers: bool,
+    /// True if the process has ended because memory was short: the kernel killed it.
+    pub is_out_of_memory: bool,
     pub guest: GuestView,
 }
 
@@ -109,6 +111,7 @@ pub struct LaunchPlan {
     pub wants_headers: bool,
     /// The volume disks, in the order in which the guest knows them.
     pub volumes: Vec<VolumeDisk>,
+    pub limits: VmmLimits,
 }
 
 /// The disk of a volume, or the disk that holds one instance's writes over a volume.

@@ -7,6 +7,7 @@ use stead_schemas::instance::Hypervisor;
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::Name;
 use stead_schemas::node::{LOCAL, Node, NodeSpec};
+use stead_schemas::validate::FieldErrors;
 
 use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx, TxError};
@@ -69,6 +70,30 @@ pub(crate) fn declared(node: &Object<Node>, hypervisor: Hypervisor) -> Result<Vm
         let message = format!("this host has no driver for {}", hypervisor.as_str());
         Refused::new(RefusedKind::UnsupportedVerb, message)
     })
+}
+
+/// Runs the steps of a request, and refuses it if they take more of this host than is left. What the request does not
+/// need more of is not checked, so that a host with too little can always be relieved. Before the first observation of
+/// the host nothing is known to be short.
+///
+/// # Errors
+/// Returns `NoRoom` with what was asked and what is left of each resource that is short, and the errors of the steps.
+pub(crate) fn within_room<T>(
+    tx: &mut Tx<'_>,
+    steps: impl FnOnce(&mut Tx<'_>) -> Result<T, Refused>,
+) -> Result<T, Refused> {
+    let before = tx.usage();
+    let done = steps(tx)?;
+    let after = tx.usage();
+    let lacks = tx.find::<Node>(&name()?).map_or_else(Vec::new, |node| node.lacks(&before, &after));
+    if lacks.is_empty() {
+        return Ok(done);
+    }
+    let mut fields = FieldErrors::default();
+    for lack in lacks {
+        fields.push(lack.resource.as_str(), "insufficient_resources", lack);
+    }
+    Err(Refused::fields(RefusedKind::NoRoom, fields))
 }
 
 /// Checks a capability that a verb needs.

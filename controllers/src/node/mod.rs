@@ -14,6 +14,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use stead_schemas::image::Image;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::node::{LOCAL, Node, NodeStatus, Resources};
@@ -21,7 +22,7 @@ use stead_schemas::quantity::Bytes;
 
 use crate::host::{Facts, Host, HostError, HostSeen};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler, conditions};
-use crate::store::Store;
+use crate::store::{Event, Store};
 
 /// Capabilities of the node reconciler.
 #[derive(Debug)]
@@ -65,11 +66,13 @@ fn status(object: &Object<Node>, seen: Option<&HostSeen>, end: &PassEnd) -> Node
     let conditions = conditions::standard(&object.status.conditions, generation, end);
     let known = NodeStatus { conditions, observed_generation: generation, ..object.status.clone() };
     let Some(seen) = seen else { return known };
-    let reserve = object.spec.disk_reserve;
-    let disk = Bytes(seen.capacity.disk.0.saturating_sub(reserve.0));
+    let left = |size: Bytes, reserve: Bytes| Bytes(size.0.saturating_sub(reserve.0));
+    let disk = left(seen.capacity.disk, object.spec.disk_reserve);
+    let memory = left(seen.capacity.memory, object.spec.memory_reserve);
     NodeStatus {
         capacity: seen.capacity,
-        allocatable: Resources { disk, ..seen.capacity },
+        allocatable: Resources { disk, memory, ..seen.capacity },
+        images: seen.images,
         hypervisors: seen.hypervisors.clone(),
         accelerator: Some(seen.accelerator),
         has_kernel_headers: seen.has_kernel_headers,
@@ -95,6 +98,14 @@ pub async fn observed(store: &Store) {
             Err(_) => tokio::task::yield_now().await,
         }
     }
+}
+
+/// Returns the node if an event changes the space that images take.
+#[must_use]
+pub fn of_image_change(store: &Store, event: &Event) -> Vec<Uid> {
+    let is_image = event.kind == Image::NAME;
+    let node = if is_image { local(store) } else { None };
+    node.map(|node| node.meta.uid.clone()).into_iter().collect()
 }
 
 /// Returns the node of this host, or `None` before it was declared.

@@ -6,9 +6,10 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::condition;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::meta::Meta;
-use stead_schemas::node::{Accelerator, HypervisorStatus, NodeSpec};
+use stead_schemas::node::{Accelerator, HypervisorStatus, ImageSpace, NodeSpec};
 use stead_schemas::numbers::Generation;
 use stead_schemas::quantity::Rate;
+use stead_schemas::resource::Ratio;
 
 use super::*;
 use crate::host::HostErrorKind;
@@ -20,6 +21,7 @@ use crate::store::tests::opened;
 fn seen(is_available: bool) -> HostSeen {
     let status = HypervisorStatus { is_available, capabilities: VmmCapabilities::NONE };
     HostSeen {
+        images: ImageSpace { content: Bytes(3 << 30), cache: Bytes(1 << 30) },
         capacity: Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) },
         hypervisors: BTreeMap::from([(Hypervisor::Firecracker, status)]),
         accelerator: Accelerator::Tcg,
@@ -87,14 +89,14 @@ fn an_instance_gets_its_part_of_the_network_by_its_processors() {
     assert_eq!(node.default_bandwidth(1), Some(Rate(62_500_000)));
     assert_eq!(node.default_bandwidth(2), Some(gigabit));
     assert_eq!(node.default_bandwidth(16), Some(gigabit), "no more than there is");
-    node.spec.network_oversubscription = 1;
+    node.spec.oversubscription.network = Ratio::whole(1);
     assert_eq!(node.default_bandwidth(1), Some(Rate(31_250_000)));
     for (configured, expected) in [(0, None), (1_000_000, Some(Rate(250_000))), (9, Some(Rate(8_000)))] {
-        node.spec.network_capacity = Some(Rate(configured));
+        node.spec.capacity.network = Some(configured);
         assert_eq!(node.default_bandwidth(1), expected, "{configured} in place of what was observed");
     }
-    node.spec.network_capacity = Some(Rate(u64::MAX));
-    node.spec.network_oversubscription = u32::MAX;
+    node.spec.capacity.network = Some(u64::MAX);
+    node.spec.oversubscription.network = Ratio::whole(1000);
     assert_eq!(node.default_bandwidth(u32::MAX), Some(stead_schemas::limits::BANDWIDTH_MAX));
 }
 

@@ -1,9 +1,10 @@
 //! Changes that other parties make to the host without the daemon.
 
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::quantity::Bytes;
 
 use super::World;
-use crate::host::{Forwarding, LinkKind, VmmState};
+use crate::host::{Forwarding, LinkKind, VmmLimits, VmmState};
 
 /// Steps of the wall clock, in seconds, in both directions: some longer than every grace, some about as
 /// long.
@@ -13,6 +14,10 @@ const CLOCK_STEPS: [i64; 6] = [-3600, 3600, -300, 300, -20, 20];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drift {
     KillVmm,
+    /// The kernel ends a VMM because memory is short.
+    RunOutOfMemory,
+    /// The limits of a VMM are taken away.
+    Unlimit,
     PauseVmm,
     DeleteTap,
     /// A limit, the way to it, or the link that it is at is removed.
@@ -40,8 +45,10 @@ pub enum Drift {
 }
 
 impl Drift {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::KillVmm,
+        Self::RunOutOfMemory,
+        Self::Unlimit,
         Self::PauseVmm,
         Self::DeleteTap,
         Self::DeleteLimit,
@@ -88,12 +95,18 @@ impl World {
         let pick = usize::try_from(state.rng.below(1 << 16)).unwrap_or(0);
         let mut steps_clock_by = None;
         match drift {
-            Drift::KillVmm | Drift::PauseVmm | Drift::KillAgent => {
+            Drift::KillVmm | Drift::RunOutOfMemory | Drift::Unlimit | Drift::PauseVmm | Drift::KillAgent => {
                 let count = state.machines.len().max(1);
                 let Some(vmm) = state.machines.values_mut().nth(pick % count) else { return };
                 match (&vmm.state, drift) {
                     (VmmState::Dead, _) => {}
                     (_, Drift::KillVmm) => vmm.state = VmmState::Dead,
+                    (_, Drift::RunOutOfMemory) => {
+                        (vmm.state, vmm.is_out_of_memory) = (VmmState::Dead, true);
+                    }
+                    (_, Drift::Unlimit) => {
+                        vmm.limits = VmmLimits { vcpus: u32::MAX, memory: Bytes(u64::MAX) };
+                    }
                     (VmmState::Running, Drift::PauseVmm) => vmm.state = VmmState::Paused,
                     (VmmState::Running, Drift::KillAgent) => vmm.forget(now),
                     _ => {}

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::limits::NETWORK_OVERSUBSCRIPTION;
 use stead_schemas::names::{Name, Platform};
 use stead_schemas::network::NetworkSpec;
-use stead_schemas::node::{Accelerator, HypervisorStatus, LOCAL, Node, NodeSpec, NodeStatus, Resources};
+use stead_schemas::node::{
+    Accelerator, HypervisorStatus, ImageSpace, LOCAL, Node, NodeSpec, NodeStatus, Resources,
+};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::resource::PerResource;
 
 use super::World;
 use super::vmms::CAPABILITIES;
@@ -21,9 +23,10 @@ const HYPERVISORS: [Hypervisor; 2] = [Hypervisor::Qemu, Hypervisor::QemuMicrovm]
 
 impl Facts for World {
     async fn inspect(&self) -> Result<HostSeen, HostError> {
-        self.verb("inspect", "host", |_| {
+        self.verb("inspect", "host", |state| {
             Ok(HostSeen {
-                capacity: Resources { cpus: 64, memory: Bytes(256 << 30), disk: Bytes(1 << 40) },
+                capacity: state.capacity,
+                images: ImageSpace { content: state.image_space(), cache: Bytes(0) },
                 hypervisors: hypervisors(&HYPERVISORS, CAPABILITIES),
                 accelerator: Accelerator::Kvm,
                 has_kernel_headers: true,
@@ -35,6 +38,16 @@ impl Facts for World {
             })
         })
         .await
+    }
+}
+
+/// The size of a host on which nothing is ever short: most scenarios are about other subjects.
+pub const AMPLE: Resources = Resources { cpus: 1 << 24, memory: Bytes(1 << 50), disk: Bytes(1 << 60) };
+
+impl World {
+    /// Sets the size of the host. The daemon notices at its next observation of the host.
+    pub fn set_capacity(&self, capacity: Resources) {
+        self.lock().capacity = capacity;
     }
 }
 
@@ -55,8 +68,9 @@ pub fn node_spec() -> NodeSpec {
         platform: Platform::LinuxAmd64,
         default_hypervisor: Hypervisor::Qemu,
         disk_reserve: Bytes(1 << 30),
-        network_capacity: None,
-        network_oversubscription: NETWORK_OVERSUBSCRIPTION,
+        memory_reserve: Bytes(0),
+        capacity: PerResource::default(),
+        oversubscription: PerResource::standard(),
     }
 }
 

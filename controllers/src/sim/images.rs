@@ -95,6 +95,13 @@ fn passing(mut error: HostError) -> HostError {
     error
 }
 
+impl State {
+    /// Returns the space that complete images take.
+    pub(super) fn image_space(&self) -> Bytes {
+        Bytes(self.stored.values().map(|image| image.size.0).sum())
+    }
+}
+
 impl Images for World {
     async fn list(&self) -> Result<Vec<Digest>, HostError> {
         self.verb("list", "images", |state| {

@@ -18,6 +18,7 @@ mod flows;
 mod guests;
 mod images;
 mod instance_logs;
+mod limits;
 mod links;
 mod listeners;
 mod memories;
@@ -38,6 +39,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::ingress::IngressRule;
 use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::node::Resources;
 use stead_schemas::quantity::Bytes;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -47,7 +49,7 @@ use crate::host::{Forwarding, Link, NicRule, Route, Shaping, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
-pub use facts::{hypervisors, network_spec, node_spec, observe_node, observe_node_with};
+pub use facts::{AMPLE, hypervisors, network_spec, node_spec, observe_node, observe_node_with};
 pub use faults::Faults;
 pub use flows::SleptOn;
 pub use images::SimRegistryImage;
@@ -70,6 +72,7 @@ pub struct World {
 struct State {
     rng: Rng,
     faults: Faults,
+    capacity: Resources,
     uids: u64,
     next_pid: u32,
     links: BTreeMap<LinkName, Link>,
@@ -123,6 +126,7 @@ impl World {
         let state = State {
             rng: Rng::new(seed),
             faults: Faults::none(),
+            capacity: AMPLE,
             uids: 0,
             next_pid: 1000,
             links: BTreeMap::new(),
@@ -205,6 +209,7 @@ impl World {
             disks: state.disks.clone(),
             images: state.stored.keys().cloned().collect(),
             machines: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now))).collect(),
+            limits: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.limits_seen())).collect(),
             records: state.records.clone(),
             memories: state.memories.iter().map(|(uid, memory)| (uid.clone(), memory.seen())).collect(),
             snapshots: state.snapshots.iter().map(|(uid, dir)| (uid.clone(), dir.seen())).collect(),
@@ -263,7 +268,7 @@ impl World {
 
 crate::host! { World, world:
     Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
-    Links, Shapers, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
+    Limits, Links, Shapers, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
 }
 
 impl Clock for World {

@@ -15,7 +15,8 @@ use super::World;
 use super::program::Program;
 use super::written::Known;
 use crate::host::{
-    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, MachineChange, VmmState, Vmms,
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, MachineChange, VmmLimits, VmmState,
+    Vmms,
 };
 
 /// A VMM process, or its leftovers.
@@ -44,6 +45,9 @@ pub(super) struct Vmm {
     /// Disks of the VM, the root's first.
     pub(super) disks: Vec<Known>,
     pub(super) incarnation: Option<String>,
+    pub(super) limits: VmmLimits,
+    /// True if the kernel ended it because memory was short.
+    pub(super) is_out_of_memory: bool,
 }
 
 const BOOT: Duration = Duration::from_millis(1500);
@@ -165,6 +169,7 @@ impl Vmm {
             disk_limit: self.disk_rate.into(),
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
+            is_out_of_memory: self.is_out_of_memory,
             guest: GuestView {
                 phase,
                 exit,
@@ -273,6 +278,8 @@ impl Vmms for World {
                     slept: SignedDuration::ZERO,
                     disks,
                     incarnation: None,
+                    limits: plan.limits,
+                    is_out_of_memory: false,
                 },
             );
             Ok(())

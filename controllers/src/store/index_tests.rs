@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use stead_schemas::meta::{OwnerRef, Tags};
 use stead_schemas::references::{Ref, Role, Target};
+use stead_schemas::resource::Usage;
 
 use super::tests::opened_on;
 use super::*;
@@ -24,6 +25,11 @@ impl Kind for Ship {
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let role = if object.status.is_there { Role::Network } else { Role::AwaitsCopy };
         vec![lies_in(role, object.spec.harbour)]
+    }
+
+    fn usage(object: &Object<Self>) -> Usage {
+        let vcpus = u128::from(object.spec.harbour) + u128::from(object.status.is_there);
+        Usage { vcpus, ..Usage::default() }
     }
 }
 
@@ -102,6 +108,9 @@ fn apply(tx: &mut Tx<'_>, step: &Step) {
 /// Compares every look-up with the result of a scan.
 fn check(tx: &Tx<'_>) {
     let all = tx.list::<Ship>();
+    let mut usage = Usage::default();
+    all.iter().for_each(|ship| usage += Ship::usage(ship));
+    assert_eq!(tx.usage(), usage);
     for role in [Role::Network, Role::AwaitsCopy] {
         let mut targets = BTreeSet::new();
         for harbour in 0..3 {
@@ -159,6 +168,8 @@ proptest! {
                 });
                 let _ = tokio::join!(transaction, later);
                 assert_eq!(store.stale_references(), []);
+                assert_eq!(store.usage(), store.scanned_usage());
+                assert_eq!(open(&kv.reopen()).usage(), store.usage());
                 assert_eq!(open(&kv.reopen()).stale_references(), []);
             }
         });

@@ -119,6 +119,7 @@ impl Loading<'_> {
             None if newest > 0 => newest + REVISIONS_SKIPPED,
             None => 0,
         };
+        self.state.usage = self.state.scanned_usage();
         Ok(Loaded { state: self.state, claims: self.claims, suspect })
     }
 

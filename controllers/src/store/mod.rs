@@ -43,6 +43,7 @@ use stead_schemas::limits::STORE_QUEUE_MAX;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::references::Ref;
+use stead_schemas::resource::Usage;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -168,6 +169,27 @@ impl Store {
         let all: Vec<_> = self.shared.read().table(K::NAME).objects.values().map(typed).collect();
         self.shared.visited(all.len());
         all
+    }
+
+    /// Returns what all objects take of their host.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.shared.read().usage
+    }
+
+    /// Returns all objects of the kind, in uid order, and what all objects take of their host by the same commit.
+    #[must_use]
+    pub fn list_with_usage<K: Kind>(&self) -> (Vec<Arc<Object<K>>>, Usage) {
+        let state = self.shared.read();
+        let all: Vec<_> = state.table(K::NAME).objects.values().map(typed).collect();
+        self.shared.visited(all.len());
+        (all, state.usage)
+    }
+
+    /// Returns what a scan of all objects finds that they take. It equals [`Store::usage`] unless there is a fault.
+    #[must_use]
+    pub fn scanned_usage(&self) -> Usage {
+        self.shared.read().scanned_usage()
     }
 
     /// Returns the uids of all objects of the kind, in order.

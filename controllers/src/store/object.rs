@@ -11,6 +11,7 @@ use stead_schemas::meta::{Kind, Meta, Object};
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::Generation;
 use stead_schemas::references::Ref;
+use stead_schemas::resource::Usage;
 
 /// An object of some kind.
 pub(super) trait AnyObject: Any + Debug + Send + Sync {
@@ -18,6 +19,8 @@ pub(super) trait AnyObject: Any + Debug + Send + Sync {
     fn kind(&self) -> &'static str;
     /// Returns the targets that the object refers to, apart from its owner.
     fn references(&self) -> Vec<Ref>;
+    /// Returns what the object takes of its host.
+    fn usage(&self) -> Usage;
     fn observed_generation(&self) -> Option<Generation>;
     /// Returns the same object with another meta, for rules that apply to every kind.
     fn with_meta(&self, meta: Meta) -> Erased;
@@ -57,6 +60,9 @@ impl<K: Kind> AnyObject for Object<K> {
     }
     fn references(&self) -> Vec<Ref> {
         K::references(self)
+    }
+    fn usage(&self) -> Usage {
+        K::usage(self)
     }
     fn observed_generation(&self) -> Option<Generation> {
         K::observed_generation(&self.status)

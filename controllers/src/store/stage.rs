@@ -12,6 +12,7 @@ use std::sync::Arc;
 use stead_schemas::limits::STORE_SUSPECTS_MAX;
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::references::{Ref, Role, Target};
+use stead_schemas::resource::Usage;
 
 use super::Shared;
 use super::claims::Claims;
@@ -31,6 +32,8 @@ pub(super) struct Stage {
     layers: BTreeMap<&'static str, Layer>,
     /// The claims of the last staged step. Readers never see them.
     pub(super) claims: Claims,
+    /// The resources that all objects take after the last staged step.
+    pub(super) usage: Usage,
     /// Unreadable records that this batch removes.
     forgotten: BTreeSet<(Uid, String)>,
     undo: Vec<Undo>,
@@ -89,8 +92,10 @@ struct Touch {
 
 impl Stage {
     pub(super) fn new(shared: Arc<Shared>, claims: Claims, suspect: BTreeSet<Key>, revision: u64) -> Self {
+        let usage = shared.read().usage;
         Self {
             shared,
+            usage,
             layers: BTreeMap::new(),
             claims,
             forgotten: BTreeSet::new(),
@@ -134,7 +139,7 @@ impl Stage {
         all
     }
 
-    pub(super) fn count(&self, kind: &'static str) -> usize {
+    pub(super) fn count_of(&self, kind: &'static str) -> usize {
         let state = self.shared.read();
         let published = &state.table(kind).objects;
         let mut count = published.len();
@@ -222,11 +227,19 @@ impl Stage {
     /// Stages an object, or its removal (`None`). The caller has given it a revision of its own.
     pub(super) fn put(&mut self, kind: &'static str, uid: &Uid, object: Option<Erased>, revision: u64) {
         let before = self.get(kind, uid);
+        self.count(before.as_ref(), object.as_ref());
         let layer = self.layers.entry(kind).or_default();
         layer.index.change(uid, before.as_ref(), object.as_ref());
         let staged = layer.objects.insert(uid.clone(), object);
         self.touched.push(Touch { kind, uid: uid.clone(), revision, before });
         self.undo.push(Undo::Object { kind, uid: uid.clone(), before: staged });
+    }
+
+    /// Counts what an object takes after a change, in the place of what it took before.
+    fn count(&mut self, before: Option<&Erased>, after: Option<&Erased>) {
+        let usage = |object: Option<&Erased>| object.map(|object| object.usage()).unwrap_or_default();
+        self.usage += usage(after);
+        self.usage -= usage(before);
     }
 
     /// Stages that `uid` has the name, or no longer has it.
@@ -289,6 +302,7 @@ impl Stage {
                         None => objects.remove(&uid),
                     };
                     let restored = self.get(kind, &uid);
+                    self.count(staged.as_ref(), restored.as_ref());
                     let layer = self.layers.entry(kind).or_default();
                     layer.index.change(&uid, staged.as_ref(), restored.as_ref());
                 }
@@ -433,7 +447,7 @@ impl Stage {
         for at in std::mem::take(&mut self.forgotten) {
             state.unreadable.remove(&at);
         }
-        state.revision = self.revision;
+        (state.revision, state.usage) = (self.revision, self.usage);
         drop(state);
         self.undo.clear();
         self.suspect.clear();

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::resource::Usage;
 
 use super::index::Index;
 use super::object::{Erased, Kinds};
@@ -23,6 +24,8 @@ pub(super) struct State {
     pub(super) tables: BTreeMap<&'static str, Table>,
     /// The unreadable records, by uid and kind.
     pub(super) unreadable: BTreeMap<(Uid, String), Unreadable>,
+    /// The resources that objects of all kinds take together.
+    pub(super) usage: Usage,
     pub(super) revision: u64,
 }
 
@@ -50,6 +53,14 @@ impl State {
 
     pub(super) fn table_mut(&mut self, kind: &'static str) -> &mut Table {
         self.tables.get_mut(kind).unwrap_or_else(|| panic!("the store was opened without kind {kind}"))
+    }
+
+    /// Returns the sum that a scan of all objects makes.
+    pub(super) fn scanned_usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        let objects = self.tables.values().flat_map(|table| table.objects.values());
+        objects.for_each(|object| sum += object.usage());
+        sum
     }
 
     pub(super) fn is_unreadable(&self, uid: &Uid) -> bool {

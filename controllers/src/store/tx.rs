@@ -18,6 +18,7 @@ use stead_schemas::meta::{Kind, Meta, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::numbers::Generation;
 use stead_schemas::references::{Ref, Role, Target};
+use stead_schemas::resource::Usage;
 
 use super::error::{Claimed, StoreError, TxError};
 use super::export::Export;
@@ -87,7 +88,13 @@ impl<'a> Tx<'a> {
 
     #[must_use]
     pub fn count<K: Kind>(&self) -> usize {
-        self.stage.count(K::NAME)
+        self.stage.count_of(K::NAME)
+    }
+
+    /// Returns what all objects take of their host, as it is staged.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.stage.usage
     }
 
     /// Returns the objects of the kind that `owner` owns.
@@ -129,7 +136,7 @@ impl<'a> Tx<'a> {
         if let Some(by) = self.stage.named(kind, &name) {
             return Err(TxError::NameTaken { kind, name, by });
         }
-        if self.stage.count(kind) >= OBJECTS_PER_KIND_MAX {
+        if self.stage.count_of(kind) >= OBJECTS_PER_KIND_MAX {
             return Err(TxError::TooMany { kind });
         }
         let uid = uid.unwrap_or_else(|| self.ids.next());

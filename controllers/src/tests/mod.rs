@@ -1,4 +1,5 @@
 //! Tests of the interaction of several modules.
 
 mod registry_asks;
+mod room;
 mod verbs;

@@ -19,7 +19,9 @@ pub(super) fn notes(object: &Object<Instance>, next: &InstanceStatus) -> Vec<Str
         lines.push(format!("the program ended: {}", exit.message));
     }
     if next.last_death.is_some() && next.last_death != before.last_death {
-        lines.push(format!("the VMM ended unexpectedly, {} times so far", next.vmm_deaths));
+        let is_out_of_memory = next.last_death.is_some_and(|death| death.is_out_of_memory);
+        let how = if is_out_of_memory { "was killed because memory was short" } else { "ended unexpectedly" };
+        lines.push(format!("the VMM {how}, {} times so far", next.vmm_deaths));
     }
     if next.health.of != before.health.of || next.health.verdict != before.health.verdict {
         match (next.health.verdict, &next.health.tally.last_error) {

@@ -42,10 +42,12 @@ mod log;
 mod observe;
 mod plan;
 mod restarts;
+mod room;
 mod status;
 mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
+mod vmm_limits;
 mod volumes;
 mod wake;
 
@@ -59,8 +61,8 @@ use stead_schemas::numbers::{Generation, StandbyNo};
 use stead_schemas::quantity::Rate;
 
 use crate::host::{
-    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, MachineChange, Memories,
-    NetworkCard, ProbePlan, Probes, Vmms, WakeListeners,
+    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Limits, MachineChange,
+    Memories, NetworkCard, ProbePlan, Probes, VmmLimits, Vmms, WakeListeners,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
@@ -95,6 +97,8 @@ pub enum Action {
     TakeIdentity(Uid, Box<guest::NewIdentity>),
     Reconnect(Uid, LinkName),
     LimitDisks(Uid, Option<Rate>),
+    /// Sets the limits of the VMM.
+    Limit(Uid, VmmLimits),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
     Kill(Uid),
@@ -111,6 +115,11 @@ pub enum Action {
         uid: Uid,
         standby: StandbyNo,
         by: PowerCause,
+    },
+    /// Requests room for the VM that the standby of this number needs, because the memory that was saved is lost.
+    Regrant {
+        uid: Uid,
+        standby: StandbyNo,
     },
     Watch(Uid, Box<NetworkCard>),
     Unwatch(Uid),
@@ -164,6 +173,7 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             Action::LimitDisks(uid, rate) => {
                 self.host.vmms().change(uid, &MachineChange::DiskRate(*rate)).await
             }
+            Action::Limit(uid, limits) => self.host.limits().set(uid, *limits).await,
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,
             Action::Kill(uid) => self.host.vmms().kill(uid).await,
@@ -184,6 +194,11 @@ impl<H: Host> Reconciler for VmReconciler<H> {
                 let wake = move |tx: &mut Tx<'_>, uid: &Uid| admission::wake(tx, uid, standby, by);
                 self.request_change("wake", uid, wake).await
             }
+            Action::Regrant { uid, standby } => {
+                let standby = *standby;
+                let regrant = move |tx: &mut Tx<'_>, uid: &Uid| admission::regrant(tx, uid, standby);
+                self.request_change("make room for", uid, regrant).await
+            }
             Action::Watch(uid, card) => self.host.wake_listeners().watch(uid, card).await,
             Action::Unwatch(uid) => self.host.wake_listeners().unwatch(uid).await,
             Action::HandOver(uid) => self.host.wake_listeners().hand_over(uid).await,
@@ -201,7 +216,8 @@ impl<H: Host> Reconciler for VmReconciler<H> {
     fn next_poll(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
         let compression = object.spec.compression.filter(|_| object.spec.power == Power::Standby);
         let compression = compression.map(|request_change| request_change.not_before);
-        let times = [object.spec.expires_at, compression, idle::next_poll(object)];
+        let times =
+            [object.spec.expires_at, compression, idle::next_poll(object), room::next_poll(object, now)];
         times.into_iter().flatten().filter(|&at| at > now && !object.meta.is_deleting()).min()
     }
 

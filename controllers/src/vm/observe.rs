@@ -7,18 +7,19 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
-use stead_schemas::instance::{Hypervisor, Instance, Power};
+use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, LinkName, Name, Uid};
 use stead_schemas::network::{Network, Nic, Resolver};
-use stead_schemas::node::{LOCAL, Node};
+use stead_schemas::node::{Accelerator, LOCAL, Node};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::VmReconciler;
+use super::room;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
-    Age, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Machine, Memories, Memory,
-    NetworkCard, ProbeSeen, Probes, VmmState, Vmms, WakeListener, WakeListeners,
+    Age, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Limits, LimitsSeen, Machine,
+    Memories, Memory, NetworkCard, ProbeSeen, Probes, VmmState, Vmms, WakeListener, WakeListeners,
 };
 
 /// An observation of the host and of the objects that the instance refers to.
@@ -33,6 +34,11 @@ pub struct Observed {
     /// The inbound connections, observed only where they matter.
     pub inbound: Option<Result<Inbound, Blind>>,
     pub listener: Option<WakeListener>,
+    /// The limits of the VMM; `None` without a VMM, and where the host enforces none.
+    pub limits: Option<LimitsSeen>,
+    /// The resources of which the host has too little for the VM, in words; `None` while the instance holds what it
+    /// needs.
+    pub short_of: Option<String>,
 }
 
 /// The reason why connections could not be observed.
@@ -65,6 +71,8 @@ pub struct Parts {
     /// The declared capabilities of the VM's hypervisor, or of the hypervisor of the spec while there is no VM;
     /// `None` if they are not known.
     pub capabilities: Option<VmmCapabilities>,
+    /// The accelerator of the host, or `None` before its first observation.
+    pub accelerator: Option<Accelerator>,
 }
 
 /// The progress of the snapshot that an instance begins with.
@@ -122,7 +130,23 @@ pub(super) async fn observe<H: Host>(
         },
         _ => None,
     };
-    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, listener })
+    let limits = match &machine {
+        Some(machine) if machine.pid.is_some() => reconciler.host.limits().inspect(uid).await?,
+        _ => None,
+    };
+    let short_of = object.and_then(|object| room::short_of(&reconciler.store, object));
+    Ok(Observed {
+        uid: uid.clone(),
+        machine,
+        has_records,
+        memory,
+        probe,
+        parts,
+        inbound,
+        listener,
+        limits,
+        short_of,
+    })
 }
 
 /// True if the policy of the instance depends on connections.
@@ -168,6 +192,8 @@ async fn parts<H: Host>(
         None => None,
     };
     let disk = reconciler.store.get::<Disk>(&allocated.disk);
+    let node = Name::resource(LOCAL).ok().and_then(|name| reconciler.store.find::<Node>(&name));
+    let hypervisor = machine.map_or(object.spec.hypervisor, |machine| machine.hypervisor);
     Ok(Parts {
         image_ready,
         image_trouble,
@@ -178,17 +204,9 @@ async fn parts<H: Host>(
         disk_trouble: disk.as_deref().and_then(disk_trouble),
         nic: allocated.nic.as_ref().and_then(|uid| nic(reconciler, uid)),
         origin: object.spec.origin.as_ref().map(|origin| origin_seen(reconciler, &origin.snapshot)),
-        capabilities: capabilities(
-            reconciler,
-            machine.map_or(object.spec.hypervisor, |machine| machine.hypervisor),
-        ),
+        capabilities: node.as_deref().and_then(|node| node.capabilities(hypervisor)),
+        accelerator: node.as_deref().and_then(|node| node.status.accelerator),
     })
-}
-
-/// Returns the capabilities that the node of this host shows.
-fn capabilities<H: Host>(reconciler: &VmReconciler<H>, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
-    let node = reconciler.store.find::<Node>(&Name::resource(LOCAL).ok()?)?;
-    node.capabilities(hypervisor)
 }
 
 fn disk_trouble(disk: &Object<Disk>) -> Option<String> {

@@ -12,9 +12,12 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
-use super::{Observed, confinement, health, idle, restarts};
+use super::{Observed, confinement, health, idle, restarts, room, vmm_limits};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
+
+/// Exit code of what SIGKILL ended.
+const KILLED: i32 = 137;
 
 pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &PassEnd) -> InstanceStatus {
     let mut status = object.status.clone();
@@ -31,6 +34,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             status.health = health::health(object, seen, end.now);
             restarts::end_unhealthy(&mut status, object, health::failed(object, seen, end.now), end.now);
             status.has_saved_memory = seen.has_saved();
+            room::record_return(&mut status, object, seen);
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
             restarts::follow(&mut status, object, seen, end.now);
             idle::follow(&mut status, object, seen, end.now.at());
@@ -59,6 +63,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     report_unresponsive(&mut status, object, seen, end.now);
     report_cut(&mut status, object, seen, end.now);
     report_headers(&mut status, object, seen, end.now);
+    vmm_limits::report(&mut status, object, end.now);
     confinement::report(&mut status, object, seen, end.now);
     status
 }
@@ -161,7 +166,13 @@ fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &O
     let is_unasked = is_wanted(object, machine) && seen.saved(object).is_none();
     if machine.vmm == VmmState::Dead && is_unasked && is_new {
         status.vmm_deaths = status.vmm_deaths.saturating_add(1);
-        status.last_death = Some(VmmDeath { launch: machine.launch, noticed_at: now.at() });
+        let is_out_of_memory = machine.is_out_of_memory;
+        status.last_death = Some(VmmDeath { launch: machine.launch, noticed_at: now.at(), is_out_of_memory });
+        if is_out_of_memory {
+            let message = "the VMM was killed by signal 9 (SIGKILL) - OOM".to_owned();
+            let exit = Exit { code: Some(KILLED), message, is_boot_failure: false };
+            (status.exit, status.exit_run) = (Some(exit), machine.run);
+        }
     }
     let is_stable =
         machine.vmm == VmmState::Running && now.elapsed(machine.launched_at) >= limits::VMM_STABLE_AFTER;

@@ -25,9 +25,23 @@ pub(super) fn refuse(why: &str) -> Plan<Action> {
     Plan::Refuse(Refusal { reason: Reason::Unsupported, message: why.to_owned() })
 }
 
-/// Ends the standby that the spec asks for.
-pub(super) fn wake(object: &Object<Instance>, by: PowerCause) -> Plan<Action> {
-    act(Action::Wake { uid: object.meta.uid.clone(), standby: object.spec.standby, by })
+/// Ends the standby that the spec asks for, once the host has room for the VM.
+pub(super) fn wake(object: &Object<Instance>, seen: &Observed, by: PowerCause) -> Plan<Action> {
+    let wake = Action::Wake { uid: object.meta.uid.clone(), standby: object.spec.standby, by };
+    wait_for_room(seen).unwrap_or_else(|| act(wake))
+}
+
+/// Asks for room for a VM that has to run before its memory can be kept: the memory that it kept is lost.
+pub(super) fn regrant(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
+    let regrant = Action::Regrant { uid: object.meta.uid.clone(), standby: object.spec.standby };
+    wait_for_room(seen).unwrap_or_else(|| act(regrant))
+}
+
+/// Waits if the host has no room for the VM. Whatever gives room back wakes the instance.
+fn wait_for_room(seen: &Observed) -> Option<Plan<Action>> {
+    let short = seen.short_of.as_ref()?;
+    let message = format!("the host has not enough {short} left; it goes on when there is room");
+    Some(wait(Reason::InsufficientResources, message, None))
 }
 
 /// Waits for the root disk, with the disk's own message if it has one.

@@ -26,7 +26,7 @@ pub(super) fn plan_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Ac
         policy.is_some_and(|policy| policy.counts(pending.source.into(), pending.port))
     };
     match &seen.listener {
-        Some(listener) if listener.all_pending.iter().any(counts) => wake(object, PowerCause::Traffic),
+        Some(listener) if listener.all_pending.iter().any(counts) => wake(object, seen, PowerCause::Traffic),
         Some(WakeListener { is_watched: true, .. }) => Plan::Converged,
         // The nic's reconciler makes the card again, and that wakes this reconciler.
         _ if !nic.is_ready => Plan::Converged,

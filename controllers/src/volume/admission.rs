@@ -17,6 +17,7 @@ use stead_schemas::validate::printable;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
 use crate::disk::admission::new_disk;
+use crate::node::admission::within_room;
 use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx};
 
@@ -47,10 +48,11 @@ pub(crate) enum Content {
 /// Stores the spec of a new, empty volume.
 ///
 /// # Errors
-/// Returns `AlreadyExists` or `Quota`.
+/// Returns `AlreadyExists`, `Quota` or `NoRoom`.
 pub fn create(tx: &mut Tx<'_>, request: VolumeCreate) -> Result<Arc<Object<Volume>>, Refused> {
     let VolumeCreate { id, name, size, tags } = request;
-    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, content: Content::Empty })
+    let request = CreateRequest { id, name: Some(name), size, tags, owner: None, content: Content::Empty };
+    within_room(tx, |tx| begin(tx, request))
 }
 
 /// Stores the spec of a new volume that begins as the prepared file of this name.
@@ -64,7 +66,8 @@ pub fn create_from(
 ) -> Result<Arc<Object<Volume>>, Refused> {
     let VolumeCreate { id, name, size, tags } = request;
     let content = Content::Prepared(prepared);
-    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, content })
+    let request = CreateRequest { id, name: Some(name), size, tags, owner: None, content };
+    within_room(tx, |tx| begin(tx, request))
 }
 
 /// Checks that a volume of the request's id and name can be stored now.

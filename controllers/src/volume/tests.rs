@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::node::Node;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::{Access, VolumeMount};
@@ -21,6 +22,7 @@ fn name(text: &str) -> Name {
 /// Opens a store with one volume.
 async fn with_volume() -> (Store, Uid) {
     let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>().with::<Volume>();
+    let kinds = kinds.with::<Node>();
     let store = opened(kinds);
     let request = stead_schemas::api::VolumeCreate {
         id: None,

@@ -20,6 +20,7 @@ mod instance;
 mod policy;
 pub mod query;
 mod rates;
+mod resources;
 mod schedule;
 pub mod schema;
 mod snapshot;
@@ -42,6 +43,7 @@ pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use ingress::{Ingress, IngressMatch, IngressRequest, IngressRule, IngressTarget, RequestHeaderAuth};
 pub use instance::{Instance, InstanceRequest, InstanceStart, NetworkView, WaitForState, parse_state};
 pub use policy::{InstancePatch, RestartView};
+pub use resources::{DiskBreakdown, GpuResourceStatus, ResourceAllocation, ResourceStatus, Resources};
 pub use schedule::{RetentionView, ScheduleRequest, SnapshotSchedule, SnapshotScheduleSet};
 pub use snapshot::{
     ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,

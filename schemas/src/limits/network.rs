@@ -16,11 +16,6 @@ pub const BANDWIDTH_MIN: Rate = Rate(8_000);
 /// Highest limit of a network card's rate, 400 Gbit/s, which is that of the fastest Ethernet in use. The kernel counts
 /// the bytes that wait for 60 ms of it in 32 bits.
 pub const BANDWIDTH_MAX: Rate = Rate(50_000_000_000);
-/// Number of times that the speed of the host's network is given away by default limits, as with the peer: instances
-/// rarely use all of theirs at the same time.
-pub const NETWORK_OVERSUBSCRIPTION: u32 = 2;
-/// Largest such number. With a larger one the defaults would limit nothing.
-pub const NETWORK_OVERSUBSCRIPTION_MAX: u32 = 1000;
 /// Largest number of ports of a Linux bridge: BR_MAX_PORTS is 1024, and port numbers start at 1.
 pub const PORTS_PER_BRIDGE_MAX: usize = 1023;
 /// Largest number of pending connections of a VM that returns from standby, each kept as its first packet. A

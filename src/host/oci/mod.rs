@@ -60,6 +60,7 @@ use jobs::{Jobs, Key};
 use layout::{Layout, Source};
 use manifest::Manifest;
 pub use manifest::Target;
+pub use quota::space;
 use registry::Registry;
 
 /// The configuration of the image directory.

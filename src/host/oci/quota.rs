@@ -5,11 +5,16 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
+use stead_controllers::host::HostError;
+use stead_schemas::node::ImageSpace;
 use stead_schemas::quantity::Bytes;
 
 /// Number of bytes that may be written before the directory is measured again. The quota may be exceeded by this
 /// amount.
 const UNMEASURED_MAX: u64 = 64 << 20;
+
+/// Directory of the root file systems, in that of the images.
+const ROOTFS: &str = "rootfs";
 
 /// Unit of `st_blocks`, in bytes.
 const BLOCK_BYTES: u64 = 512;
@@ -68,10 +73,24 @@ impl Quota {
     }
 }
 
-/// Returns the disk space of the files below the directory, in bytes.
+/// Measures the space of an image directory, which need not exist. Waits for the disk.
+///
+/// # Errors
+/// Returns an error when the directory cannot be read.
+pub fn space(directory: &Path) -> Result<ImageSpace, HostError> {
+    let failed = |error| HostError::io("measure", directory.display().to_string(), error);
+    let (all, content) = (taken(directory).map_err(failed)?, taken(&directory.join(ROOTFS)).map_err(failed)?);
+    Ok(ImageSpace { content: Bytes(content), cache: Bytes(all.saturating_sub(content)) })
+}
+
+/// Returns the disk space of the files below the directory, in bytes. A directory that is not there takes none.
 fn taken(directory: &Path) -> io::Result<u64> {
     let mut sum = 0u64;
-    for entry in fs::read_dir(directory)? {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         // A file that has been removed meanwhile takes no space.
         let Ok(meta) = entry.metadata() else { continue };
@@ -106,6 +125,12 @@ mod tests {
         let collect = || fs::remove_file(file("stray"));
         quota.admit(dir.path(), 3 * MIB, collect).expect("room once it is collected");
         assert!(!file("stray").exists());
+        fs::create_dir(dir.path().join(ROOTFS)).expect("made");
+        fs::write(dir.path().join(ROOTFS).join("a"), vec![1u8; 1 << 20]).expect("written");
+        let seen = space(dir.path()).expect("measured");
+        assert_eq!((seen.content, seen.cache), (Bytes(MIB), Bytes(2 * MIB)));
+        fs::remove_dir_all(dir.path().join(ROOTFS)).expect("removed");
+        assert_eq!(space(Path::new("/no/such/directory")).expect("nothing"), ImageSpace::default());
         fill("new", 3);
         let refused = quota.admit(dir.path(), 2 * MIB, || Ok(())).expect_err("6 MiB and no more");
         assert_eq!(refused.kind(), io::ErrorKind::QuotaExceeded);

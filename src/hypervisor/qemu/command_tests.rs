@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
-use stead_controllers::host::{LaunchPlan, NetworkCard};
+use stead_controllers::host::{LaunchPlan, NetworkCard, VmmLimits};
 use stead_schemas::names::LinkName;
 use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
 use stead_schemas::quantity::{Bytes, Rate};
@@ -41,6 +41,7 @@ fn plan(machine: QemuMachine, has_network: bool) -> LaunchPlan {
         }),
         wants_headers: true,
         volumes: Vec::new(),
+        limits: VmmLimits { vcpus: 2, memory: Bytes(384 << 20) },
     }
 }
 

@@ -46,6 +46,8 @@ impl Daemon {
                 ("STEAD_TABLE", bridge),
                 ("STEAD_TAP_PREFIX", "sb"),
                 ("STEAD_LOG", "warn"),
+                // Thousands of instances are measured on a small machine.
+                ("STEAD_OVERSUBSCRIPTION", "{cpu=1000, memory=1000, disk=1000}"),
                 // Some figures use a registry.
                 ("STEAD_REGISTRY_ALLOW", r#"["127.0.0.0/8"]"#),
             ])
@@ -239,7 +241,7 @@ impl Drop for Daemon {
             quiet("ip", &["link", "del", tap]);
         }
         quiet("ip", &["link", "del", self.bridge]);
-        for root in ["", "memory", "cpu", "pids"] {
+        for root in ["", "memory", "cpu", "pids", "blkio"] {
             let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
             for group in
                 fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir())

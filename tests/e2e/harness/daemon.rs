@@ -64,6 +64,10 @@ impl Harness {
             .env("STEAD_TABLE", self.table)
             .env("STEAD_TAP_PREFIX", TAP_PREFIX);
         command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");
+        // The tests are about other subjects than room, and the machine is small.
+        command
+            .env("STEAD_OVERSUBSCRIPTION", "{cpu=1000, memory=100, disk=1000}")
+            .env("STEAD_MEMORY_RESERVE", "0MB");
         command.env("STEAD_GUEST_HOST_PORTS", "[8081]");
         command.env("STEAD_DNS_SEARCH", "[a.test, b.test]").env("STEAD_DNS_OPTIONS", r#"["ndots:2"]"#);
         // The site's registry is on loopback.

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use stead_controllers::checks::{self, Records};
 use stead_controllers::image::admission as images;
 use stead_controllers::ingress::admission as ingresses;
+use stead_controllers::node::local;
 use stead_controllers::schedule::admission as schedules;
-use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
+use stead_controllers::sim::{AMPLE, Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::MemoryKv;
 use stead_controllers::vm::admission::{self, Target};
@@ -29,6 +30,7 @@ use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, Rates, St
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Nic;
+use stead_schemas::node::Resources;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration, Rate};
@@ -61,13 +63,24 @@ pub(crate) struct Play {
     pub(crate) is_storing: bool,
 }
 
+/// Mark of the generator that decides about the size of the host.
+const SMALL: u64 = 0x512e;
+
+/// Returns the size of a host with room for two to four VMs of a scenario, and a few disks.
+fn small(seed: u64) -> Resources {
+    let vms = 2 + seed % 3;
+    // Four vcpus for each processor, of which a VM has one.
+    let memory = Bytes(vms * (384 << 20));
+    Resources { cpus: 1, memory, disk: Bytes((8 + seed % 8) << 30) }
+}
+
 fn reference(word: &str) -> ImageRef {
     word.parse().expect("valid")
 }
 
 /// Returns the steps of a seed as text, for the proof that a seed always gives the same run.
 pub(crate) async fn trace(seed: u64) -> Vec<String> {
-    let mut play = Play::new(seed).await;
+    let mut play = Play::on_some_host(seed).await;
     play.steps().await;
     play.log.push(format!("{:?}", play.world.snapshot()));
     play.log
@@ -75,14 +88,26 @@ pub(crate) async fn trace(seed: u64) -> Vec<String> {
 
 /// Runs a seed and verifies it.
 pub(crate) async fn play(seed: u64) -> Result<(), String> {
-    let mut play = Play::new(seed).await;
+    let mut play = Play::on_some_host(seed).await;
     play.steps().await;
     play.end().await
 }
 
 impl Play {
+    /// Begins a scenario on a host that is ample or, for a third of the seeds, small: then the requests of its clients do
+    /// not all fit. A generator of its own decides, so that it changes no step.
+    async fn on_some_host(seed: u64) -> Self {
+        let is_small = Rng::new(seed ^ SMALL).chance(333);
+        Self::on(seed, if is_small { small(seed) } else { AMPLE }).await
+    }
+
     pub(crate) async fn new(seed: u64) -> Self {
+        Self::on(seed, AMPLE).await
+    }
+
+    async fn on(seed: u64, capacity: Resources) -> Self {
         let world = World::new(seed);
+        world.set_capacity(capacity);
         for (word, fill) in IMAGES.iter().zip(['a', 'b']) {
             let digest = format!("sha256:{}", fill.to_string().repeat(64)).parse().expect("valid");
             let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
@@ -125,6 +150,7 @@ impl Play {
     pub(crate) async fn end(mut self) -> Result<(), String> {
         self.world.set_faults(Faults::none());
         self.make_room();
+        self.enlarge().await;
         self.answer_all().await;
         self.settle().await?;
         self.nobody_was_slept_on();
@@ -150,6 +176,14 @@ impl Play {
         }
         self.daemon.die(&self.world).await;
         Ok(())
+    }
+
+    /// Makes the host ample, and waits until the daemon knows.
+    async fn enlarge(&mut self) {
+        self.world.set_capacity(AMPLE);
+        while local(&self.daemon.store).is_none_or(|node| node.status.capacity != AMPLE) {
+            sleep(Duration::from_secs(1)).await;
+        }
     }
 
     async fn steps(&mut self) {

@@ -12,7 +12,7 @@ use stead_schemas::numbers::{Generation, StandbyNo};
 use stead_schemas::policy::AutoStandbyPolicy;
 
 use super::live;
-use super::power::{desired_compression, set_power};
+use super::power::{desired_compression, grant, set_power};
 use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 
@@ -42,12 +42,26 @@ pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<()
 /// be completed.
 ///
 /// # Errors
-/// Returns no error today: what has changed meanwhile is left as it is.
+/// Returns `NoRoom`. What has changed meanwhile is left as it is.
 pub fn wake(tx: &mut Tx<'_>, uid: &Uid, standby: StandbyNo, by: PowerCause) -> Result<(), Refused> {
     let Ok(object) = live(tx, uid) else { return Ok(()) };
     if object.spec.standby == standby && object.spec.power == Power::Standby {
         let now = tx.now();
-        tx.update_spec::<Instance>(uid, None, |spec| set_power(spec, Power::Running, by, now))?;
+        grant(tx, uid, |spec| set_power(spec, Power::Running, by, now))?;
+    }
+    Ok(())
+}
+
+/// Grants an instance room for the VM that has to run before its memory can be kept, because the memory that it kept
+/// is lost, if its standby still has this number.
+///
+/// # Errors
+/// Returns `NoRoom`. What has changed meanwhile is left as it is.
+pub fn regrant(tx: &mut Tx<'_>, uid: &Uid, standby: StandbyNo) -> Result<(), Refused> {
+    let Ok(object) = live(tx, uid) else { return Ok(()) };
+    let is_standby = object.spec.standby == standby && object.spec.power == Power::Standby;
+    if is_standby && !object.holds_resources() {
+        grant(tx, uid, |_| {})?;
     }
     Ok(())
 }

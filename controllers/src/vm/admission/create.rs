@@ -12,13 +12,14 @@ use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::numbers::{RunNo, StandbyNo};
+use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
 
 use super::update::expires_at;
 use super::{declared, owner, volumes};
 use crate::disk::admission::new_disk;
 use crate::image::admission as images;
 use crate::nic::admission::{self as nics, TapForm};
+use crate::node::admission::within_room;
 use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx};
 
@@ -29,8 +30,17 @@ const CID_FIRST: u32 = 3;
 /// Stores the spec of a new instance with everything that the instance needs.
 ///
 /// # Errors
-/// Returns a refusal by a reference, a limit or the capabilities of the hypervisor; nothing is staged then.
+/// Returns a refusal by a reference, a limit, the capabilities of the hypervisor or the room of the host; nothing is
+/// staged then.
 pub fn create(
+    tx: &mut Tx<'_>,
+    request: InstanceRequest,
+    tap_prefix: &str,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    within_room(tx, |tx| stage(tx, request, tap_prefix))
+}
+
+fn stage(
     tx: &mut Tx<'_>,
     request: InstanceRequest,
     tap_prefix: &str,
@@ -73,6 +83,7 @@ pub fn create(
         power_since: tx.now(),
         run: RunNo(1),
         standby: StandbyNo(0),
+        grant: GrantNo(1),
         is_forced: false,
         origin: None,
         volumes,

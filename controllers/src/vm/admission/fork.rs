@@ -14,7 +14,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 use super::capabilities::Declared;
 use super::from_snapshot::{Goal, NewFork, Target, begin_at, goal, ready};
 use super::{declared, live, pool};
-use crate::node::admission::{self as nodes, check_verb};
+use crate::node::admission::{self as nodes, check_verb, within_room};
 use crate::refused::Refused;
 use crate::snapshot::admission as snapshots;
 use crate::store::Tx;
@@ -47,6 +47,10 @@ pub fn fork(
     request: ForkRequest,
     tap_prefix: &str,
 ) -> Result<Forked, Refused> {
+    within_room(tx, |tx| stage(tx, source, request, tap_prefix))
+}
+
+fn stage(tx: &mut Tx<'_>, source: &Uid, request: ForkRequest, tap_prefix: &str) -> Result<Forked, Refused> {
     let object = live(tx, source)?;
     let state = object.status.state;
     let (kind, target) = match state {
@@ -105,7 +109,7 @@ pub fn fork_snapshot(
     if let Some(pooled) = warm {
         return Ok(Forked { instance: pool::take(tx, &pooled, name)?, snapshot: None });
     }
-    let instance = begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix)?;
+    let instance = within_room(tx, |tx| begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix))?;
     Ok(Forked { instance, snapshot: Some(snapshot.meta.uid.clone()) })
 }
 

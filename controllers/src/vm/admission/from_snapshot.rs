@@ -7,7 +7,7 @@ use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Origin, Power,
 use stead_schemas::meta::{Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::node::Node;
-use stead_schemas::numbers::{RunNo, StandbyNo};
+use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase};
 
 use super::capabilities::Declared;
@@ -152,6 +152,11 @@ pub(super) fn begin_at(
         power_since: tx.now(),
         run,
         standby,
+        // A fork that is stopped, or takes over a memory for its standby, has no VM.
+        grant: match goal.power {
+            Power::Running | Power::Warm => GrantNo(1),
+            Power::Stopped | Power::Standby => GrantNo(0),
+        },
         is_forced: false,
         // The source's expiry does not apply to the fork.
         expires_at: None,

@@ -23,7 +23,7 @@ use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::meta::{Kind, Object, OwnerRef};
 use stead_schemas::names::Uid;
 
-pub use auto_standby::{hold, stand_by, wake};
+pub use auto_standby::{hold, regrant, stand_by, wake};
 pub use create::create;
 pub use delete::{delete, expire};
 pub use fork::{ForkRequest, Forked, fork, fork_snapshot};

@@ -10,6 +10,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::from_snapshot::{Goal, NewFork, begin_at, ready};
 use super::power::set_power;
+use crate::node::admission::within_room;
 use crate::refused::Refused;
 use crate::store::Tx;
 
@@ -60,7 +61,7 @@ pub fn scale(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Re
         let pool_owner = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
         let new_fork = NewFork { uid, name, tags: Tags::new(), owner: Some(pool_owner) };
         let goal = Goal { power: Power::Warm, hypervisor: snapshot.spec.instance.hypervisor };
-        begin_at(tx, &snapshot, new_fork, goal, tap_prefix)?;
+        within_room(tx, |tx| begin_at(tx, &snapshot, new_fork, goal, tap_prefix))?;
     }
     Ok(())
 }

@@ -9,17 +9,18 @@ use stead_schemas::compression::DesiredCompression;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::GrantNo;
 
 use super::capabilities::Declared;
 use super::{declared, live};
-use crate::node::admission::check_verb;
+use crate::node::admission::{check_verb, within_room};
 use crate::refused::Refused;
 use crate::store::Tx;
 
 /// Requests the next run. While the requested run has not started yet, another call is the same request.
 ///
 /// # Errors
-/// Returns `InvalidState` while the instance runs.
+/// Returns `InvalidState` while the instance runs, and `NoRoom`.
 pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     // An instance that waits for its restart is started now.
@@ -34,7 +35,7 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
         (true, _) => Ok(object),
         (false, _) => {
             let now = tx.now();
-            Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+            let start = |spec: &mut InstanceSpec| {
                 set_power(spec, Power::Running, PowerCause::Client, now);
                 spec.run = spec.run.next();
                 if let Some(entrypoint) = start.entrypoint {
@@ -43,7 +44,8 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
                 if let Some(cmd) = start.cmd {
                     spec.cmd = Some(cmd);
                 }
-            })?)
+            };
+            grant(tx, uid, start)
         }
     }
 }
@@ -121,7 +123,7 @@ pub(super) fn desired_compression(
 /// Requests that the VM continue from its kept memory. Before the memory is kept, it cancels the standby.
 ///
 /// # Errors
-/// Returns `InvalidState` unless the instance is in standby, or on its way there or back.
+/// Returns `InvalidState` unless the instance is in standby, or on its way there or back, and `NoRoom`.
 pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     let state = object.status.state;
@@ -129,9 +131,7 @@ pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refu
         (Power::Standby, State::Stopped) => {}
         (Power::Standby, _) => {
             let now = tx.now();
-            return Ok(tx.update_spec::<Instance>(uid, None, |spec| {
-                set_power(spec, Power::Running, PowerCause::Client, now);
-            })?);
+            return grant(tx, uid, |spec| set_power(spec, Power::Running, PowerCause::Client, now));
         }
         (Power::Running, State::Standby) => return Ok(object),
         _ => {}
@@ -139,8 +139,30 @@ pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refu
     Err(Refused::state("restore", state, "Standby"))
 }
 
+/// Changes a spec so that the instance may have a VM, and grants it the room for that. An instance that has not given
+/// the grant before back asks for nothing more.
+///
+/// # Errors
+/// Returns `NoRoom`.
+pub(super) fn grant(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    change: impl FnOnce(&mut InstanceSpec),
+) -> Result<Arc<Object<Instance>>, Refused> {
+    within_room(tx, |tx| {
+        Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+            change(spec);
+            spec.grant = spec.grant.next();
+        })?)
+    })
+}
+
 /// Changes the desired power state.
 pub(super) fn set_power(spec: &mut InstanceSpec, power: Power, by: PowerCause, now: Timestamp) {
+    if matches!(spec.power, Power::Running | Power::Warm) {
+        // An instance of an earlier version holds what it has until its VM is gone, too.
+        spec.grant = spec.grant.max(GrantNo(1));
+    }
     spec.power = power;
     spec.power_by = by;
     spec.power_since = now;

@@ -11,7 +11,7 @@ use super::from_snapshot::{Target, disk_of, goal, origin, ready};
 use super::{declared, live, owner, volumes};
 use crate::disk::admission::new_disk;
 use crate::nic::admission as nics;
-use crate::node::admission as nodes;
+use crate::node::admission::{self as nodes, within_room};
 use crate::refused::Refused;
 use crate::store::Tx;
 
@@ -21,8 +21,17 @@ use crate::store::Tx;
 ///
 /// # Errors
 /// Returns `NotFound`, `InvalidState` unless the instance is down, `Conflict` unless the snapshot is ready,
-/// or `Invalid`.
+/// `Invalid` or `NoRoom`.
 pub fn restore_snapshot(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    snapshot: &Uid,
+    target: Target,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    within_room(tx, |tx| stage(tx, uid, snapshot, target))
+}
+
+fn stage(
     tx: &mut Tx<'_>,
     uid: &Uid,
     snapshot: &Uid,
@@ -77,6 +86,10 @@ pub fn restore_snapshot(
             run: kept.run.next(),
             volumes,
             standby: kept.standby.next(),
+            grant: match goal.power {
+                Power::Running | Power::Warm => kept.grant.next(),
+                Power::Stopped | Power::Standby => kept.grant,
+            },
             is_forced: kept.is_forced,
             ..(*snapshot.spec.instance).clone()
         };

@@ -17,6 +17,7 @@ use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use super::{declared, live, owner};
 use crate::disk::admission::new_disk;
+use crate::node::admission::within_room;
 use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 use crate::volume::admission::{self as volumes, check_free, mount_of};
@@ -71,7 +72,7 @@ fn overlay(
 ///
 /// # Errors
 /// Returns `InvalidState` unless the instance is Stopped; `Invalid` if the volume or the path is in
-/// use there already, or if no device is left; and the errors of volumes.
+/// use there already, or if no device is left; `NoRoom`; and the errors of volumes.
 pub fn attach(tx: &mut Tx<'_>, uid: &Uid, request: MountRequest) -> Result<Arc<Object<Instance>>, Refused> {
     let object = down(tx, uid, "attach a volume to")?;
     let mounts = &object.spec.volumes;
@@ -83,7 +84,7 @@ pub fn attach(tx: &mut Tx<'_>, uid: &Uid, request: MountRequest) -> Result<Arc<O
         let message = format!("mount_path: {} is used already", request.path);
         return Err(Refused::at(RefusedKind::Invalid, "mount_path", message));
     }
-    let mount = take_one(tx, uid, request)?;
+    let mount = within_room(tx, |tx| take_one(tx, uid, request))?;
     declared(tx, object.spec.hypervisor)?.check_volumes(mounts.iter().chain([&mount]))?;
     Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
 }

@@ -12,7 +12,7 @@ use crate::host::LaunchPlan;
 use crate::runtime::{Moment, Plan, Refusal};
 use crate::vm::guest_config::argv;
 use crate::vm::steps::{act, record, wait, wait_for_disk};
-use crate::vm::{Action, Observed, restarts};
+use crate::vm::{Action, Observed, restarts, vmm_limits};
 
 /// Launches or restores the VM once everything that it needs exists.
 pub(super) fn plan_launch(
@@ -62,7 +62,7 @@ pub(super) fn plan_launch(
         return wait(reason, message, Some(until));
     }
     if let Some(until) = relaunch_at(object, now).filter(|&until| now.at() < until) {
-        return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
+        return wait_for_relaunch(object, until);
     }
     let saved = seen.saved(object);
     let plan = Box::new(LaunchPlan {
@@ -79,8 +79,21 @@ pub(super) fn plan_launch(
         network: parts.nic.as_ref().map(|nic| nic.card.clone()),
         wants_headers: !object.spec.skip_kernel_headers,
         volumes: parts.volumes.disks.clone(),
+        limits: vmm_limits::desired(&object.spec, parts.accelerator),
     });
     act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
+}
+
+fn wait_for_relaunch(object: &Object<Instance>, until: Timestamp) -> Plan<Action> {
+    let is_out_of_memory = object.status.last_death.is_some_and(|death| death.is_out_of_memory);
+    let (reason, message) = match is_out_of_memory {
+        true => (
+            Reason::OutOfMemory,
+            "the kernel ended the VMM because memory was short; it is started again after a delay",
+        ),
+        false => (Reason::VmmDied, "the VMM died; it is started again after a delay"),
+    };
+    wait(reason, message, Some(until))
 }
 
 /// Returns when a VMM that died may be started again: at once after the first death, then with doubling

@@ -18,8 +18,8 @@ use crate::vm::facts::{
 };
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
-use crate::vm::steps::{act, record, refuse, wait, wake};
-use crate::vm::{Action, Observed, failed_forks, health, idle, wake};
+use crate::vm::steps::{act, record, refuse, regrant, wait, wake};
+use crate::vm::{Action, Observed, failed_forks, health, idle, vmm_limits, wake};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -54,11 +54,14 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     }
     if is_idle_standby(object) && !can_stand_by(object, seen) {
         // The VM that was to be saved ended on the way: the standby is treated as if it had not begun.
-        return wake(object, PowerCause::Client);
+        return wake(object, seen, PowerCause::Client);
     }
     let desired = Desired::Present(object);
     match (Situation::of(&desired, seen), goal(&desired)) {
-        (Situation::Wanted(machine), _) => plan_up(object, machine, seen, now),
+        (Situation::Wanted(machine), _) => match plan_up(object, machine, seen, now) {
+            Plan::Converged => vmm_limits::plan(object, machine, seen),
+            planned => planned,
+        },
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
         (Situation::Nothing, Goal::Absent | Goal::Stopped) => Plan::Converged,
         (Situation::Saved(_) | Situation::UselessMemory, Goal::Absent | Goal::Stopped) => {
@@ -67,6 +70,8 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
         _ if object.awaits_memory().is_some() => fork::plan_adopt(object, seen),
         (Situation::UselessMemory, _) => act(Action::DiscardMemory(object.meta.uid.clone())),
         (Situation::Saved(saved), Goal::Standby(_)) => standby::plan_asleep(object, saved, seen, now),
+        // The room was given back when the memory was saved, which is lost since.
+        (Situation::Nothing, Goal::Standby(_)) if !object.holds_resources() => regrant(object, seen),
         (
             Situation::Nothing | Situation::Saved(_),
             Goal::Running(run) | Goal::Standby(run) | Goal::Pooled(run),
@@ -118,7 +123,8 @@ fn plan_dead(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> P
     if is_saved || is_recorded {
         return act(Action::Release(object.meta.uid.clone()));
     }
-    record(Reason::VmmDied, "recording the death of the VMM")
+    let reason = if machine.is_out_of_memory { Reason::OutOfMemory } else { Reason::VmmDied };
+    record(reason, "recording the death of the VMM")
 }
 
 /// Plans for a VM whose program runs.
@@ -137,7 +143,7 @@ fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now
             record(Reason::Converging, "recording that the program started")
         }
         Power::Standby => match idle::disturbance(object, seen) {
-            Some(by) => wake(object, by),
+            Some(by) => wake(object, seen, by),
             None if lacks(seen, |has| has.standby) => {
                 refuse("its hypervisor does not declare that it can save the memory of a VM")
             }

@@ -40,7 +40,8 @@ pub(super) fn plan_just_asleep(object: &Object<Instance>, seen: &Observed) -> Pl
         Plan::Converged if object.status.state != State::Standby => {
             record(Reason::Converging, "recording that it is in standby")
         }
-        Plan::Converged => act(Action::Release(object.meta.uid.clone())),
+        // The remains of the VMM go, too, while the VM waits for room.
+        Plan::Converged | Plan::Wait(_) => act(Action::Release(object.meta.uid.clone())),
         planned => planned,
     }
 }
@@ -51,7 +52,7 @@ pub(super) fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &O
     let is_standby = object.spec.power == Power::Standby;
     // A standby can be undone until its process is gone, so that a client that came meanwhile is answered.
     if let Some(by) = idle::disturbance(object, seen) {
-        return wake(object, by);
+        return wake(object, seen, by);
     }
     match seen.saved(object) {
         Some(_) if is_standby => act(Action::Kill(uid())),

@@ -67,7 +67,8 @@ fn a_vmm_that_died_is_started_again_in_time_although_the_clock_was_set_back() {
     let times = readings(5, -3600, &[1, 400]);
     let mut object = instance(Power::Running, 1, 0);
     object.status.vmm_deaths = 2;
-    object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10_002) });
+    object.status.last_death =
+        Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10_002), is_out_of_memory: false });
     let steps = times.iter().map(|&now| step_at(&object, &seen(None), now)).collect::<Vec<_>>();
     assert_eq!(steps, ["Wait VmmDied", "Launch", "Launch"]);
 }

@@ -4,6 +4,8 @@ mod clocks;
 mod cuts;
 mod ends;
 mod model;
+mod room;
+mod vmm_limits;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use stead_schemas::instance::{
 use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
-use stead_schemas::numbers::{Generation, LaunchId, RunNo, StandbyNo};
+use stead_schemas::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::CompressionState;
@@ -79,6 +81,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             power_since: at(0),
             run: RunNo(run),
             standby: StandbyNo(0),
+            grant: GrantNo(1),
             is_forced: false,
             origin: None,
             snapshot_policy: None,
@@ -119,6 +122,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         disk_limit: DiskLimit::Unlimited,
         missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,
+        is_out_of_memory: false,
         guest,
     }
 }
@@ -135,6 +139,8 @@ pub(super) fn seen(machine: Option<Machine>) -> Observed {
         parts,
         inbound: None,
         listener: None,
+        limits: None,
+        short_of: None,
     }
 }
 
@@ -166,7 +172,8 @@ fn every_machine_state_has_its_next_step() {
     let dead_recorded = || {
         let mut object = up();
         object.status.vmm_deaths = 1;
-        object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(1) });
+        object.status.last_death =
+            Some(VmmDeath { launch: LaunchId(1), noticed_at: at(1), is_out_of_memory: false });
         object
     };
     let was_up = |mut object: Object<Instance>| {
@@ -332,7 +339,8 @@ fn repeated_deaths_delay_the_next_start_and_the_first_does_not() {
     let mut object = instance(Power::Running, 1, 0);
     let mut planned = |deaths, now| {
         object.status.vmm_deaths = deaths;
-        object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10) });
+        object.status.last_death =
+            Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10), is_out_of_memory: false });
         name(&plan(&Desired::Present(&object), &seen(None), at(now).into()))
     };
     assert_eq!(planned(1, 10), "Launch");
