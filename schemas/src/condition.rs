@@ -22,6 +22,8 @@ pub enum ConditionType {
     KernelHeaders,
     /// The VMM is behind all walls; reported while there is a VMM.
     Confined,
+    /// Changes of the spec wait for a start; reported only while some do.
+    PendingChanges,
 }
 
 /// The status of a condition.
@@ -85,6 +87,8 @@ pub enum Reason {
     WallsComplete,
     /// The VMM is not behind all walls; the message names those that are missing.
     WallsMissing,
+    /// A change cannot reach a program that runs, or a memory that is saved.
+    WaitingForStart,
     ImageNotFound,
     ImageUnauthorized,
     ImageInvalid,

@@ -16,6 +16,7 @@ use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
+use crate::pending::Pending;
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::{Bytes, Rate};
 use crate::resource::{Usage, vm_memory};
@@ -91,6 +92,9 @@ pub struct InstanceSpec {
     pub origin: Option<Origin>,
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
+    /// Changes that wait for the next start.
+    #[serde(default)]
+    pub pending: Pending,
     /// The allocations that were chosen in admission.
     pub allocated: Allocated,
 }
@@ -116,13 +120,14 @@ impl InstanceSpec {
         self.rates.disk.filter(|rate| rate.0 > 0)
     }
 
-    /// Returns what a VM of the instance takes of its host while it runs. Its disks are counted by themselves.
+    /// Returns what a VM of the instance takes of its host while it runs, or after its next start where that is more.
+    /// Its disks are counted by themselves.
     #[must_use]
     pub fn demand(&self) -> Usage {
         let rate = |rate: Option<Rate>| rate.map_or(0, |rate| u128::from(rate.0));
         Usage {
-            vcpus: u128::from(self.vcpus),
-            memory: vm_memory(self.memory),
+            vcpus: u128::from(self.pending.vcpus.map_or(self.vcpus, |next| next.max(self.vcpus))),
+            memory: vm_memory(self.pending.memory.map_or(self.memory, |next| next.max(self.memory))),
             download: rate(self.rates.download),
             upload: rate(self.rates.upload),
             disk_io: rate(self.rates.disk),

@@ -25,6 +25,7 @@ pub mod names;
 pub mod network;
 pub mod node;
 pub mod numbers;
+pub mod pending;
 pub mod policy;
 pub mod quantity;
 pub mod references;

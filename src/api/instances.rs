@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use stead_controllers::refused::Refused;
 use stead_controllers::store::{Store, Tx};
-use stead_controllers::vm::admission;
+use stead_controllers::vm::admission::{self, Updated};
 use stead_schemas::api::{self, AccessRequest, InstancePatch, InstanceRequest, InstanceStart, parse_state};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
@@ -113,12 +113,21 @@ pub(super) async fn update(
     State(state): State<ApiState>,
     bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
+    params: Result<Query<Params>, QueryRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let patch = InstancePatch::read(json(body)?)?;
+    let is_dry_run = flag(&params?.0, "dry_run")?.unwrap_or(false);
+    let patch = InstancePatch::read(json(body)?, &lookup::node(state.store())?.offer())?;
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let object = state.store().transact(move |tx| admission::update(tx, &uid, patch)).await?;
-    Ok(Json(lookup::view(state.store(), &bearer, &object)))
+    let update = move |tx: &mut Tx<'_>| admission::update(tx, &uid, patch);
+    let Updated { object, changes } = if is_dry_run {
+        state.store().rehearse(update).await?
+    } else {
+        state.store().transact(update).await?
+    };
+    let mut view = lookup::view(state.store(), &bearer, &object);
+    view.changes = Some(changes);
+    Ok(Json(view))
 }
 
 /// Returns the instance once a verb on it is over, or once the time for the response is: the spec is stored,

@@ -96,8 +96,9 @@ fn add_instances(routes: Routes) -> Routes {
             instances::get,
         )
         .add(
-            patch("/instances/{id}", "updateInstance", "Change policies, the health check or the expiry")
+            patch("/instances/{id}", "updateInstance", "Change an instance")
                 .under(write)
+                .query::<query::InstanceUpdate>()
                 .takes::<body::InstanceUpdate>()
                 .answers::<Instance>(OK),
             instances::update,

@@ -29,6 +29,7 @@ mod snapshots;
 mod tls;
 mod tokens;
 mod top;
+mod update;
 mod volumes;
 
 use std::path::PathBuf;
@@ -137,7 +138,7 @@ enum Verb {
         names: Vec<String>,
     },
     /// Change the policies of an instance: restart, health check, expiry, auto-standby.
-    Update(Box<policies::Update>),
+    Update(Box<update::Update>),
     /// Stop and delete instances.
     Rm(instances::Rm),
     /// Run a program in an instance.
@@ -276,7 +277,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
-        Verb::Update(update) => policies::update(&client()?, *update, output).await,
+        Verb::Update(update) => update::update(&client()?, *update, output).await,
         Verb::Rm(rm) => instances::rm(&client()?, rm).await,
         Verb::Exec(exec) => exec::exec(&client()?, exec).await,
         Verb::Cp(cp) => copy::cp(&client()?, cp).await,

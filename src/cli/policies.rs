@@ -1,14 +1,10 @@
 //! Policies and limits of an instance as flags of the command line, for `run` and `update`.
 
 use clap::Args;
-use reqwest::Method;
 use serde_json::{Value, json};
-use stead_schemas::api::Instance;
 
-use super::client::Client;
 use super::health::Health;
-use super::instance_table::show_all;
-use super::{Failure, Output, auto_standby, bandwidth};
+use super::{Failure, auto_standby};
 
 #[derive(Debug, Args)]
 pub(crate) struct Policies {
@@ -32,15 +28,6 @@ pub(crate) struct Policies {
     health: Health,
     #[command(flatten)]
     auto_standby: auto_standby::Policy,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Update {
-    name: String,
-    #[command(flatten)]
-    bandwidth: bandwidth::Bandwidth,
-    #[command(flatten)]
-    policies: Policies,
 }
 
 impl Policies {
@@ -73,13 +60,4 @@ impl Policies {
         self.health.put(body);
         Ok(())
     }
-}
-
-pub(super) async fn update(client: &Client, update: Update, output: Output) -> Result<(), Failure> {
-    let mut body = json!({});
-    update.bandwidth.put(&mut body);
-    update.policies.put(&mut body)?;
-    let request = client.request(Method::PATCH, &["instances", &update.name]).json(&body);
-    let instance: Instance = client.json(request).await?;
-    show_all(&[instance], output)
 }

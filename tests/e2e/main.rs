@@ -7,6 +7,7 @@ mod agent;
 mod auto_standby;
 mod backup;
 mod card;
+mod changes;
 mod confinement;
 mod crash;
 mod crowd;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use stead_controllers::host::{Detour, Limit, Shaping};
 use stead_controllers::node;
-use stead_controllers::sim::node_spec;
+use stead_controllers::sim::{AMPLE, node_spec};
 use stead_schemas::instance::Instance;
 use stead_schemas::network::Nic;
-use stead_schemas::node::NodeSpec;
+use stead_schemas::node::{NodeSpec, Resources};
 use stead_schemas::quantity::Rate;
 use stead_schemas::resource::Ratio;
 
@@ -109,7 +109,7 @@ async fn an_instance_that_names_no_limits_has_its_part_of_a_network_of_known_spe
     assert_eq!(shown(&server.create(limited("before", json!({}))).await), [None, None]);
     let spec = spec_with_network();
     server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
-    // The simulated host has 64 processors.
+    server.resize(Resources { cpus: 64, ..AMPLE }).await;
     let created = server.create(limited("part", json!({}))).await;
     assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("4.0 MB/s")]);
     let created = server.create(limited("free", json!({"bandwidth_download": "0"}))).await;
@@ -122,6 +122,7 @@ async fn a_restored_instance_keeps_its_own_limits_and_has_the_default_of_its_res
     let server = Server::start().await;
     let spec = spec_with_network();
     server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
+    server.resize(Resources { cpus: 64, ..AMPLE }).await;
     let created = server.create(limited("web", json!({"bandwidth_upload": "1MB/s"}))).await;
     assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("1.0 MB/s")]);
     server.send("GET", "/instances/web/wait?state=Running&timeout=30s", None).await;

@@ -5,6 +5,7 @@ mod auto_standby;
 mod backup;
 mod bad_input;
 mod bandwidth;
+mod changes;
 mod cli;
 mod daemon;
 mod generated;

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stead_controllers::node::local;
-use stead_schemas::node::{Node, NodeStatus, Resources};
+use stead_schemas::node::Resources;
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinSet;
 
@@ -17,14 +16,6 @@ use crate::server::{IMAGE, Server};
 const VM_BYTES: u64 = (256 + 128) << 20;
 /// Number of clients that ask at the same time.
 const CLIENTS: usize = 200;
-
-/// Gives the host of a server another size.
-async fn resize(server: &Server, capacity: Resources) {
-    server.world.set_capacity(capacity);
-    let node = local(&server.store).expect("declared");
-    let status = NodeStatus { capacity, ..node.status.clone() };
-    server.store.write_status::<Node>(&node.meta.uid, status).await.expect("written");
-}
 
 fn small(name: &str) -> Value {
     json!({"name": name, "image": IMAGE, "size": "256MB", "vcpus": 1, "overlay_size": "256MB"})
@@ -53,7 +44,7 @@ async fn with_images(server: &Server) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_is_there_and_the_sums_are_those_of_the_list() {
     let server = Server::start().await;
-    resize(&server, Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) }).await;
+    server.resize(Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) }).await;
     for name in ["one", "two", "off"] {
         server.create(small(name)).await;
     }
@@ -103,7 +94,7 @@ async fn of_many_clients_at_once_those_are_admitted_that_fit_and_no_other() {
     .await;
     // Room for 50 VMs and a bit.
     let memory = Bytes(50 * VM_BYTES + VM_BYTES / 2);
-    resize(&server, Resources { cpus: 1000, memory, disk: Bytes(1 << 50) }).await;
+    server.resize(Resources { cpus: 1000, memory, disk: Bytes(1 << 50) }).await;
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let request = server.http.post(format!("{}/instances", server.base)).bearer_auth(&server.token);
@@ -134,7 +125,7 @@ async fn of_many_clients_at_once_those_are_admitted_that_fit_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_shows_sizes_that_people_read() {
     let server = Server::start().await;
-    resize(&server, Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) }).await;
+    server.resize(Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) }).await;
     server.create(small("web")).await;
     let run = async |words: &[&str]| {
         let (code, out, err) =

@@ -33,6 +33,7 @@ mod index_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -340,6 +341,25 @@ impl Store {
         }
     }
 
+    /// Runs the closure in the writer as a transaction would, and stores nothing of it.
+    ///
+    /// # Errors
+    /// Returns the error that the transaction would end with, apart from one of its storage.
+    pub async fn rehearse<T, E, Closure>(&self, closure: Closure) -> Result<T, TransactError<E>>
+    where
+        Closure: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        // A transaction that ends with an error leaves nothing.
+        let undone = self.transact(move |tx| Err::<Infallible, _>(closure(tx))).await;
+        match undone {
+            Ok(never) => match never {},
+            Err(TransactError::Refused(result)) => result.map_err(TransactError::Refused),
+            Err(TransactError::Store(error)) => Err(TransactError::Store(error)),
+        }
+    }
+
     /// Replaces the status and nothing else; only reconcilers call it. An equal status costs no commit and
     /// makes no event. Returns `false` then, and if the object is gone.
     ///
@@ -368,7 +388,7 @@ impl Store {
         &self,
         closure: impl FnOnce(&mut Tx<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        match self.transact(move |tx| Ok::<T, std::convert::Infallible>(closure(tx))).await {
+        match self.transact(move |tx| Ok::<T, Infallible>(closure(tx))).await {
             Ok(done) => Ok(done),
             Err(TransactError::Store(error)) => Err(error),
             Err(TransactError::Refused(never)) => match never {},

@@ -24,6 +24,9 @@
 //!
 //! Health: Ready --BeginProbe--> probed --EndProbe--> Ready, before anything is done to its VM.
 //!
+//! Changes that a running program cannot see wait for the moment in which the instance has no VM: nothing
+//! --ApplyChanges--> nothing, with the changed spec.
+//!
 //! Automatic standby: --StandBy--> changes the spec to standby. A connection that arrives before the process
 //! is gone changes the spec back to running (--Wake-->). In standby the wake listener is active (--Watch-->).
 //! A pending connection causes --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when the VM
@@ -40,6 +43,7 @@ mod health;
 mod idle;
 mod log;
 mod observe;
+mod pending;
 mod plan;
 mod restarts;
 mod room;
@@ -121,6 +125,8 @@ pub enum Action {
         uid: Uid,
         standby: StandbyNo,
     },
+    /// Carries out the changes that wait for a start, under the spec of this generation.
+    ApplyChanges(Uid, Generation),
     Watch(Uid, Box<NetworkCard>),
     Unwatch(Uid),
     HandOver(Uid),
@@ -198,6 +204,11 @@ impl<H: Host> Reconciler for VmReconciler<H> {
                 let standby = *standby;
                 let regrant = move |tx: &mut Tx<'_>, uid: &Uid| admission::regrant(tx, uid, standby);
                 self.request_change("make room for", uid, regrant).await
+            }
+            Action::ApplyChanges(uid, generation) => {
+                let generation = *generation;
+                let apply = move |tx: &mut Tx<'_>, uid: &Uid| admission::apply_changes(tx, uid, generation);
+                self.request_change("change", uid, apply).await
             }
             Action::Watch(uid, card) => self.host.wake_listeners().watch(uid, card).await,
             Action::Unwatch(uid) => self.host.wake_listeners().unwatch(uid).await,

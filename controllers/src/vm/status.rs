@@ -12,7 +12,7 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
-use super::{Observed, confinement, health, idle, restarts, room, vmm_limits};
+use super::{Observed, confinement, health, idle, pending, restarts, room, vmm_limits};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
@@ -65,6 +65,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     report_headers(&mut status, object, seen, end.now);
     vmm_limits::report(&mut status, object, end.now);
     confinement::report(&mut status, object, seen, end.now);
+    pending::report(&mut status, object, end.now);
     status
 }
 
@@ -338,7 +339,8 @@ fn not_ready(
             ConditionType::Progressing
             | ConditionType::Degraded
             | ConditionType::KernelHeaders
-            | ConditionType::Confined => fresh,
+            | ConditionType::Confined
+            | ConditionType::PendingChanges => fresh,
         };
         condition::set(&mut conditions, replaced);
     }

@@ -194,6 +194,26 @@ impl Fields {
 
     /// Takes a map of strings.
     pub fn map(&mut self, key: &str, errors: &mut FieldErrors) -> Option<BTreeMap<String, String>> {
+        let texts = self.map_of(key, errors, false)?;
+        Some(texts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect())
+    }
+
+    /// Takes a map of strings and nulls.
+    pub fn map_of_optional(
+        &mut self,
+        key: &str,
+        errors: &mut FieldErrors,
+    ) -> Option<BTreeMap<String, Option<String>>> {
+        self.map_of(key, errors, true)
+    }
+
+    /// Takes a map of strings, and perhaps of nulls.
+    fn map_of(
+        &mut self,
+        key: &str,
+        errors: &mut FieldErrors,
+        is_null_allowed: bool,
+    ) -> Option<BTreeMap<String, Option<String>>> {
         let object = match self.take(key)? {
             Value::Object(object) => object,
             other => return self.wrong(key, self.code, "an object of strings", &other, errors),
@@ -202,7 +222,8 @@ impl Fields {
         for (name, value) in object {
             let path = format!("{}[{}]", self.path(key), printable(&name, KEY_CHARS_MAX));
             match value {
-                Value::String(text) => drop(map.insert(name, text)),
+                Value::String(text) => drop(map.insert(name, Some(text))),
+                Value::Null if is_null_allowed => drop(map.insert(name, None)),
                 other => errors.push(path, self.code, format!("must be a string, not {}", kind(&other))),
             }
         }

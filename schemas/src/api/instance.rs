@@ -12,10 +12,11 @@ use super::bandwidth::BandwidthAsked;
 use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
+use super::pending::{Applies, PendingView};
 use super::policy::RestartView;
 use super::schema::{TagMap, Time};
 use super::volume::{MountRequest, MountView};
-use super::{auto_standby, compression, health, policy, rates, unsupported, volume};
+use super::{auto_standby, compression, env, health, policy, rates, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
@@ -91,7 +92,7 @@ impl InstanceRequest {
             &mut errors,
         );
         let disk_rate = rates::disk(&mut fields, &mut errors);
-        let env = env(&mut fields, &mut errors);
+        let env = env::read(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
         let cmd = argv(&mut fields, "cmd", &mut errors);
         let (has_network, bandwidth) = network(&mut fields, &mut errors);
@@ -184,7 +185,7 @@ pub(super) fn hypervisor(
     None
 }
 
-fn size(
+pub(super) fn size(
     fields: &mut Fields,
     key: &str,
     code: &'static str,
@@ -200,40 +201,7 @@ fn size(
     Some(size)
 }
 
-fn env(fields: &mut Fields, errors: &mut FieldErrors) -> BTreeMap<String, Secret> {
-    let env = fields.map("env", errors).unwrap_or_default();
-    if env.len() > limits::ENV_MAX {
-        errors.push(
-            "env",
-            INVALID,
-            format!("has {} entries; at most {} are allowed", env.len(), limits::ENV_MAX),
-        );
-    }
-    if env.iter().map(|(key, value)| key.len() + value.len() + 2).sum::<usize>() > limits::ENV_BYTES_MAX {
-        errors.push("env", INVALID, format!("is larger than {} bytes", limits::ENV_BYTES_MAX));
-    }
-    for (key, value) in env.iter().take(limits::ENV_MAX) {
-        let at = format!("env[{}]", crate::validate::printable(key, 64));
-        if key.is_empty() || key.contains(['=', '\0']) {
-            errors.push(&at, INVALID, "has a name that is empty or contains '=' or a NUL");
-        }
-        if key.len() + value.len() + 2 > limits::ENV_VAR_BYTES_MAX {
-            let most = limits::ENV_VAR_BYTES_MAX;
-            errors.push(
-                &at,
-                INVALID,
-                format!("is longer than {most} bytes with its name, which no program can be given"),
-            );
-        }
-        // The value is a secret and is never repeated in a message.
-        if value.contains('\0') {
-            errors.push(&at, INVALID, "has a value that contains a NUL");
-        }
-    }
-    env.into_iter().map(|(key, value)| (key, Secret(value))).collect()
-}
-
-fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<String>> {
+pub(super) fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<String>> {
     fields.texts(key, limits::ARGV_MAX, limits::ARG_BYTES_MAX, errors)
 }
 
@@ -362,6 +330,13 @@ pub struct Instance {
     pub current_phase_since: Option<Timestamp>,
     /// Milliseconds in each phase, including the current phase up to now.
     pub phase_durations_ms: BTreeMap<String, u64>,
+    /// An addition to Hypeman's API: changes that the program sees from its next start on; absent without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_changes: Option<PendingView>,
+    /// An addition to Hypeman's API, in the answer to a change only: the fields that it changed, and when each change
+    /// applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<BTreeMap<String, Applies>>,
     /// An addition to Hypeman's API: conditions that report how far the host is from the spec.
     pub conditions: Vec<Condition>,
     /// Version of the spec; it grows with every change.
@@ -454,6 +429,8 @@ impl Instance {
             current_phase: policy::phase(status.state),
             current_phase_since: status.state_since,
             phase_durations_ms: policy::phases(&phases),
+            pending_changes: PendingView::of(&spec.pending),
+            changes: None,
             conditions: status.conditions.clone(),
             generation: meta.generation,
             observed_generation: status.observed_generation,

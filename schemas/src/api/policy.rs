@@ -6,19 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::bandwidth::BandwidthAsked;
 use super::fields::Fields;
 use super::schema::Time;
-use super::{auto_standby, health, rates};
-use crate::health::HealthCheck;
 use crate::limits;
-use crate::policy::{
-    AutoStandbyPolicy, Expiry, RestartBlocked, RestartPolicy, RestartReason, RestartStatus, RestartWhen,
-};
-use crate::quantity::{GoDuration, Rate};
-use crate::validate::{FieldErrors, printable};
+use crate::policy::{Expiry, RestartBlocked, RestartPolicy, RestartReason, RestartStatus, RestartWhen};
+use crate::quantity::GoDuration;
+use crate::validate::FieldErrors;
 
 const RESTART: &str = "invalid_restart_policy";
 
@@ -75,47 +69,6 @@ pub(super) fn expiry(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Ex
         (Some(ttl), None) => Some(Expiry::After(ttl.0)),
         (None, Some(at)) => Some(Expiry::At(at)),
         (None, None) => None,
-    }
-}
-
-/// The body of `PATCH /instances/{id}`: the fields it contains are changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InstancePatch {
-    pub restart: Option<RestartPolicy>,
-    pub expiry: Option<Expiry>,
-    /// The new health check; `Some(None)` removes the check.
-    pub health: Option<Option<HealthCheck>>,
-    pub auto_standby: Option<AutoStandbyPolicy>,
-    /// The new limit of the disks; 0 removes the limit.
-    pub disk_rate: Option<Rate>,
-    pub bandwidth: BandwidthAsked,
-}
-
-impl InstancePatch {
-    /// Reads the body.
-    ///
-    /// # Errors
-    /// Returns every problem of the body; a body without any field is a problem too.
-    pub fn read(body: Value) -> Result<Self, FieldErrors> {
-        let mut errors = FieldErrors::default();
-        let is_empty = body.as_object().is_some_and(|fields| fields.values().all(Value::is_null));
-        if is_empty {
-            errors.push("body", "invalid_request", "must name at least one field to change");
-        }
-        let mut fields = Fields::body(body, &mut errors);
-        let restart = restart(&mut fields, &mut errors);
-        let expiry = expiry(&mut fields, &mut errors);
-        let health = health::health_check(&mut fields, &mut errors);
-        let auto_standby = auto_standby::policy(&mut fields, &mut errors);
-        let disk_rate = rates::disk(&mut fields, &mut errors);
-        let bandwidth = BandwidthAsked::read_change(&mut fields, &mut errors);
-        // Only values of credentials may change, and credentials do not exist yet.
-        for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
-            let path = format!("env[{}]", printable(key, 64));
-            errors.push(path, "invalid_request", "is not the source of a credential of this instance");
-        }
-        fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby, bandwidth, disk_rate })
     }
 }
 

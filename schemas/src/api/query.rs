@@ -28,6 +28,13 @@ pub struct InstanceList {
     pub resource_version: Option<u64>,
 }
 
+/// The parameters of `PATCH /instances/{id}`.
+#[derive(Debug, JsonSchema)]
+pub struct InstanceUpdate {
+    /// True to read what the change would do: nothing is stored.
+    pub dry_run: Option<bool>,
+}
+
 /// The parameters of `DELETE /instances/{id}`.
 #[derive(Debug, JsonSchema)]
 pub struct InstanceDelete {

@@ -113,6 +113,15 @@ texts! {
         "propertyNames": {"pattern": r"^[^=\u0000]+$"},
         "additionalProperties": {"type": "string", "pattern": NO_NUL, "maxLength": limits::ENV_VAR_BYTES_MAX},
     });
+    /// Changes of environment variables: new values by name, or null to remove a variable.
+    EnvChanges => json_schema!({
+        "type": "object",
+        "maxProperties": limits::ENV_MAX,
+        "propertyNames": {"pattern": r"^[^=\u0000]+$"},
+        "additionalProperties": {
+            "type": ["string", "null"], "pattern": NO_NUL, "maxLength": limits::ENV_VAR_BYTES_MAX,
+        },
+    });
     /// The arguments of a program.
     Arguments => json_schema!({
         "type": "array",

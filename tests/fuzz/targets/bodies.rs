@@ -48,7 +48,7 @@ fn bodies(body: &Value) {
         SnapshotRestore::read(body(), &node()),
         ImageCreate::read(body(), Platform::LinuxArm64),
         InstanceStart::read(body()),
-        InstancePatch::read(body()),
+        InstancePatch::read(body(), &node()),
         StandbyRequest::read(body()),
         ImageTag::read(body()),
         IngressRequest::read(body()),

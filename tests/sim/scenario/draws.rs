@@ -48,6 +48,14 @@ impl Play {
         Rates { download: rate(), upload: rate(), disk: rate() }
     }
 
+    /// Draws changes that a running program cannot see, often none.
+    pub(super) fn deferred(&mut self) -> Pending {
+        let vcpus = self.rng.chance(300).then(|| u32::try_from(self.rng.below(2)).expect("small") + 1);
+        let memory = self.rng.chance(300).then(|| Bytes((128 + 128 * self.rng.below(2)) << 20));
+        let hypervisor = self.rng.chance(200).then(|| self.hypervisor());
+        Pending { vcpus, memory, hypervisor, ..Pending::default() }
+    }
+
     pub(super) fn compression(&mut self) -> Option<Compression> {
         self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
     }

@@ -32,6 +32,7 @@ use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Nic;
 use stead_schemas::node::Resources;
 use stead_schemas::numbers::StandbyNo;
+use stead_schemas::pending::Pending;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration, Rate};
 use stead_schemas::schedule::Retention;
@@ -290,7 +291,7 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| admission::create(tx, wanted, "st")).await;
     }
 
-    /// Sets another check, or none, in whatever state the instance is.
+    /// Changes an instance in whatever state it is: at once, at its next start, or by a restart.
     async fn patch(&mut self) {
         let Some(uid) = self.pick() else { return };
         let health = Some(self.health_check());
@@ -298,8 +299,20 @@ impl Play {
         let auto_standby = self.auto_standby();
         let Rates { download, upload, disk: disk_rate } = self.rates();
         let bandwidth = BandwidthAsked { download, upload };
-        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby, bandwidth, disk_rate };
-        self.log.push(format!("patch {uid} {:?} {bandwidth:?} {disk_rate:?}", patch.health));
+        let (deferred, restarts) = (self.deferred(), self.rng.chance(300));
+        let patch = InstancePatch {
+            health,
+            auto_standby,
+            bandwidth,
+            disk_rate,
+            deferred,
+            restarts,
+            ..InstancePatch::default()
+        };
+        self.log.push(format!(
+            "patch {uid} {:?} {bandwidth:?} {disk_rate:?} {:?} {restarts}",
+            patch.health, patch.deferred
+        ));
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
     }
 

@@ -13,6 +13,7 @@ use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCau
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
+use stead_schemas::pending::Pending;
 
 use super::update::expires_at;
 use super::{declared, owner, volumes};
@@ -78,6 +79,7 @@ fn stage(
         expires_at: expires_at(request.expiry, tx.now())?,
         auto_standby: request.auto_standby,
         hold_until: None,
+        pending: Pending::default(),
         power: Power::Running,
         power_by: PowerCause::Client,
         power_since: tx.now(),

@@ -8,6 +8,7 @@ use stead_schemas::meta::{Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::node::Node;
 use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
+use stead_schemas::pending::Pending;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase};
 
 use super::capabilities::Declared;
@@ -147,6 +148,7 @@ pub(super) fn begin_at(
         hypervisor: goal.hypervisor,
         power_by: PowerCause::Client,
         hold_until: None,
+        pending: Pending::default(),
         // The compression belongs to a standby of the source: for the fork it would only separate shared pages.
         compression: None,
         power_since: tx.now(),

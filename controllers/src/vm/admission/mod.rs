@@ -31,7 +31,7 @@ pub use from_snapshot::Target;
 pub use pool::scale;
 pub use power::{restore, standby, start, stop};
 pub use restore::restore_snapshot;
-pub use update::update;
+pub use update::{Updated, apply_changes, update};
 pub use volumes::{attach, detach};
 
 use capabilities::Declared;

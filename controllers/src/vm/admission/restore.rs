@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::pending::Pending;
+use stead_schemas::snapshot::Snapshot;
 
-use super::from_snapshot::{Target, disk_of, goal, origin, ready};
+use super::from_snapshot::{Goal, Target, disk_of, goal, origin, ready};
 use super::{declared, live, owner, volumes};
 use crate::disk::admission::new_disk;
 use crate::nic::admission as nics;
@@ -65,34 +68,8 @@ fn stage(
     let volumes = volumes::restore(tx, &snapshot, &object)?;
     let now = tx.now();
     let changed = tx.update_spec::<Instance>(uid, None, |spec| {
-        let kept = spec.clone();
-        // The program and the machine settings come from the snapshot; the settings of the instance's life
-        // remain its own.
-        *spec = InstanceSpec {
-            allocated: kept.allocated,
-            restart: kept.restart,
-            health: kept.health,
-            health_version: kept.health_version,
-            expires_at: kept.expires_at,
-            auto_standby: kept.auto_standby,
-            hold_until: kept.hold_until,
-            snapshot_policy: kept.snapshot_policy,
-            rates: kept.rates,
-            compression: None,
-            power: goal.power,
-            hypervisor: goal.hypervisor,
-            power_by: PowerCause::Client,
-            power_since: now,
-            run: kept.run.next(),
-            volumes,
-            standby: kept.standby.next(),
-            grant: match goal.power {
-                Power::Running | Power::Warm => kept.grant.next(),
-                Power::Stopped | Power::Standby => kept.grant,
-            },
-            is_forced: kept.is_forced,
-            ..(*snapshot.spec.instance).clone()
-        };
+        *spec = restored(spec, &snapshot, &goal, now);
+        spec.volumes = volumes;
         spec.allocated.disk = disk;
         spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power, false));
     })?;
@@ -102,4 +79,36 @@ fn stage(
     }
     tx.request_deletion::<Disk>(&earlier)?;
     Ok(changed)
+}
+
+/// Returns the spec of an instance that continues from a snapshot, with its own disks. The program and the machine
+/// settings come from the snapshot; the settings of the instance's life remain its own.
+fn restored(kept: &InstanceSpec, snapshot: &Object<Snapshot>, goal: &Goal, now: Timestamp) -> InstanceSpec {
+    let kept = kept.clone();
+    InstanceSpec {
+        allocated: kept.allocated,
+        volumes: kept.volumes,
+        restart: kept.restart,
+        health: kept.health,
+        health_version: kept.health_version,
+        expires_at: kept.expires_at,
+        auto_standby: kept.auto_standby,
+        hold_until: kept.hold_until,
+        snapshot_policy: kept.snapshot_policy,
+        rates: kept.rates,
+        compression: None,
+        pending: Pending::default(),
+        power: goal.power,
+        hypervisor: goal.hypervisor,
+        power_by: PowerCause::Client,
+        power_since: now,
+        run: kept.run.next(),
+        standby: kept.standby.next(),
+        grant: match goal.power {
+            Power::Running | Power::Warm => kept.grant.next(),
+            Power::Stopped | Power::Standby => kept.grant,
+        },
+        is_forced: kept.is_forced,
+        ..(*snapshot.spec.instance).clone()
+    }
 }

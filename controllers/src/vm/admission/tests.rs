@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use stead_schemas::api::{
-    BandwidthAsked, CompressionAsked, InstancePatch, InstanceRequest, StandbyRequest, VolumeCreate,
-};
+use stead_schemas::api::{CompressionAsked, InstancePatch, InstanceRequest, StandbyRequest, VolumeCreate};
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::compression::{Algorithm, Compression, DesiredCompression};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
@@ -321,14 +319,7 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
         ignore_destination_ports: Vec::new(),
         wake_on_traffic: false,
     };
-    let patch = InstancePatch {
-        restart: None,
-        expiry: None,
-        health: None,
-        auto_standby: Some(policy),
-        bandwidth: BandwidthAsked::default(),
-        disk_rate: None,
-    };
+    let patch = InstancePatch { auto_standby: Some(policy), ..InstancePatch::default() };
     let field = |path: &str| (RefusedKind::UnsupportedField, Some(path.to_owned()));
     assert_eq!(refusal(store.transact(move |tx| update(tx, &at, patch)).await), field("auto_standby"));
     // What needs no capability is accepted.

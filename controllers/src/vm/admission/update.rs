@@ -1,62 +1,136 @@
-//! Changes of settings of an instance. A running program is not disturbed.
+//! Changes of an instance: at once where a running program can take them over, otherwise from its next start on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::api::{BandwidthAsked, InstancePatch, check_fits};
-use stead_schemas::instance::{Instance, Rates};
+use stead_schemas::api::{Applies, BandwidthAsked, InstancePatch, check_env, check_fits};
+use stead_schemas::goal::Goal;
+use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Rates, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::Generation;
 use stead_schemas::policy::Expiry;
 
+use super::power::set_power;
 use super::{declared, live};
 use crate::nic::admission as nics;
+use crate::node::admission::within_room;
 use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 
-/// Changes the fields that the request names. A running program is not disturbed.
+/// An instance after a change, and when the change of each field applies.
+#[derive(Debug)]
+pub struct Updated {
+    pub object: Arc<Object<Instance>>,
+    pub changes: BTreeMap<String, Applies>,
+}
+
+/// Changes the fields that the request names.
 ///
 /// # Errors
-/// Returns `NotFound`, `InvalidExpiry`, `InvalidHealthCheck`, `InvalidDownload` or `InvalidUpload`, `UnsupportedField` for
-/// what the hypervisor cannot carry out, and `Expired` if the instance's time is over already.
-pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
-    let (object, now) = (live(tx, uid)?, tx.now());
-    if object.spec.expires_at.is_some_and(|at| at <= now) {
+/// Returns `NotFound`, `Expired` if the instance's time is over already, `InvalidState` if a program in standby should
+/// be started again, `InvalidExpiry`, `InvalidHealthCheck`, `InvalidDownload` or `InvalidUpload`, `Invalid`,
+/// `UnsupportedField` for what the hypervisor cannot carry out, and `NoRoom`.
+pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Updated, Refused> {
+    let object = live(tx, uid)?;
+    if object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
         return Err(Refused::new(RefusedKind::Expired, "the instance has expired and is being deleted"));
     }
-    if let Some(policy) = patch.auto_standby.as_ref().filter(|policy| policy.timeout().is_some()) {
-        declared(tx, object.spec.hypervisor)?.check_auto_standby(Some(policy), "auto_standby")?;
+    let applies = deferred_apply(&object, patch.restarts)?;
+    let at_once = patch.live.iter().map(|name| ((*name).to_owned(), Applies::Now));
+    let deferred = patch.deferred.fields().into_iter().map(|name| (name.to_owned(), applies));
+    let changes = at_once.chain(deferred).collect();
+    let object = within_room(tx, |tx| stage(tx, &object, patch, applies))?;
+    Ok(Updated { object, changes })
+}
+
+/// Returns when changes apply that a running program cannot see.
+fn deferred_apply(object: &Object<Instance>, restarts: bool) -> Result<Applies, Refused> {
+    match (object.goal(), object.status.state) {
+        (Goal::Stopped | Goal::Absent, State::Stopped) => Ok(Applies::Now),
+        (Goal::Running(_), _) if restarts => Ok(Applies::WithRestart),
+        (Goal::Standby(_), state) if restarts => Err(Refused::state("restart", state, "Running")),
+        _ => Ok(Applies::AtNextStart),
     }
-    if patch.disk_rate.is_some() {
-        declared(tx, object.spec.hypervisor)?.check_disk_rate(patch.disk_rate)?;
-    }
+}
+
+fn stage(
+    tx: &mut Tx<'_>,
+    object: &Object<Instance>,
+    patch: InstancePatch,
+    applies: Applies,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    let (uid, now) = (&object.meta.uid, tx.now());
     let expiry = patch.expiry.map(|expiry| expires_at(expiry, now)).transpose()?;
-    if let Some(Some(check)) = &patch.health {
-        let (has_network, has_agent) = (object.spec.has_network, !object.spec.skip_guest_agent);
-        check_fits(check, has_network, has_agent).map_err(|why| {
-            Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
-        })?;
+    let rates = change_limits(tx, object, patch.bandwidth)?;
+    if let Some(tags) = patch.tags {
+        tx.update_tags::<Instance>(uid, None, tags)?;
     }
-    let rates = change_limits(tx, &object, patch.bandwidth)?;
-    Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+    let changed = tx.update_spec::<Instance>(uid, None, |spec| {
         spec.rates = rates;
-        if let Some(restart) = patch.restart {
-            spec.restart = restart;
-        }
-        if let Some(at) = expiry {
-            spec.expires_at = at;
-        }
+        spec.restart = patch.restart_policy.unwrap_or_else(|| spec.restart.clone());
+        spec.expires_at = expiry.unwrap_or(spec.expires_at);
         if let Some(health) = patch.health.filter(|health| *health != spec.health) {
             spec.health = health;
             spec.health_version += 1;
         }
-        if let Some(auto_standby) = patch.auto_standby {
-            spec.auto_standby = Some(auto_standby);
+        spec.auto_standby = patch.auto_standby.or_else(|| spec.auto_standby.take());
+        spec.snapshot_policy = patch.snapshot_policy.or(spec.snapshot_policy);
+        spec.rates.disk = patch.disk_rate.or(spec.rates.disk);
+        spec.defer(patch.deferred);
+        if applies == Applies::WithRestart {
+            set_power(spec, Power::Running, PowerCause::Client, now);
+            spec.run = spec.run.next();
         }
-        if let Some(rate) = patch.disk_rate {
-            spec.rates.disk = Some(rate);
-        }
-    })?)
+    })?;
+    check(tx, &object.spec, &changed.spec.after_start())?;
+    if applies == Applies::Now { applied(tx, &changed) } else { Ok(changed) }
+}
+
+/// Checks what was changed of a spec.
+fn check(tx: &Tx<'_>, before: &InstanceSpec, spec: &InstanceSpec) -> Result<(), Refused> {
+    let has_agent = !spec.skip_guest_agent;
+    if let Some(check) = spec
+        .health
+        .as_ref()
+        .filter(|_| spec.health != before.health || spec.skip_guest_agent != before.skip_guest_agent)
+    {
+        check_fits(check, spec.has_network, has_agent).map_err(|why| {
+            Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
+        })?;
+    }
+    check_env(&spec.env).map_err(|why| Refused::at(RefusedKind::Invalid, "env", format!("env {why}")))?;
+    // The host may have lost its hypervisor since; that does not stand in the way of other changes.
+    let is_other = spec.hypervisor != before.hypervisor || spec.vcpus != before.vcpus;
+    let is_limited = spec.rates.disk != before.rates.disk;
+    let is_policy =
+        spec.auto_standby != before.auto_standby || spec.snapshot_policy != before.snapshot_policy;
+    if is_other || is_limited || is_policy {
+        let declared = declared(tx, spec.hypervisor)?;
+        declared.check(spec)?;
+        declared.check_volumes(&spec.volumes)?;
+    }
+    Ok(())
+}
+
+/// Carries out the changes that wait for a start, if the spec is still of this generation.
+///
+/// # Errors
+/// Returns a refusal by the store's rules. What has changed meanwhile is left as it is.
+pub fn apply_changes(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<(), Refused> {
+    let object = live(tx, uid).ok().filter(|object| object.meta.generation == generation);
+    object.map_or(Ok(()), |object| applied(tx, &object).map(drop))
+}
+
+fn applied(tx: &mut Tx<'_>, object: &Object<Instance>) -> Result<Arc<Object<Instance>>, Refused> {
+    let changed = tx.update_spec::<Instance>(&object.meta.uid, None, InstanceSpec::apply_pending)?;
+    // The default limits of traffic depend on the number of processors.
+    if let Some(nic) = changed.spec.allocated.nic.as_ref().filter(|_| changed.spec.vcpus != object.spec.vcpus)
+    {
+        nics::limit(tx, nic, &changed.spec.rates, changed.spec.vcpus)?;
+    }
+    Ok(changed)
 }
 
 /// Changes the limits of the instance's card. Returns the rates that the instance has then.

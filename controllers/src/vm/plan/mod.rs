@@ -63,7 +63,12 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
             planned => planned,
         },
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
-        (Situation::Nothing, Goal::Absent | Goal::Stopped) => Plan::Converged,
+        (Situation::Nothing, Goal::Absent) => Plan::Converged,
+        // Nothing is left of the program that could not see the changes.
+        (Situation::Nothing, _) if has_changes(object) => {
+            act(Action::ApplyChanges(object.meta.uid.clone(), object.meta.generation))
+        }
+        (Situation::Nothing, Goal::Stopped) => Plan::Converged,
         (Situation::Saved(_) | Situation::UselessMemory, Goal::Absent | Goal::Stopped) => {
             act(Action::DiscardMemory(object.meta.uid.clone()))
         }
@@ -77,6 +82,11 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
             Goal::Running(run) | Goal::Standby(run) | Goal::Pooled(run),
         ) => launch::plan_launch(object, seen, run, now),
     }
+}
+
+/// True if changes wait for a start that boots: a memory that is still to come has the machine of its save.
+fn has_changes(object: &Object<Instance>) -> bool {
+    !object.spec.pending.is_empty() && object.awaits_memory().is_none()
 }
 
 /// Brings a VM of the wanted run to a running program, or records its end.

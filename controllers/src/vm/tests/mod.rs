@@ -4,6 +4,7 @@ mod clocks;
 mod cuts;
 mod ends;
 mod model;
+mod pending;
 mod room;
 mod vmm_limits;
 
@@ -22,6 +23,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
 use stead_schemas::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
+use stead_schemas::pending::Pending;
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::CompressionState;
@@ -76,6 +78,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             expires_at: None,
             auto_standby: None,
             hold_until: None,
+            pending: Pending::default(),
             power,
             power_by: PowerCause::Client,
             power_since: at(0),

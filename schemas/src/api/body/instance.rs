@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use super::policy::{AutoStandbyRequest, HealthCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest};
 use super::volume::VolumeMountRequest;
 use crate::api::schema::{
-    Arguments, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time, ZeroSize,
+    Arguments, EnvChanges, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time, ZeroSize,
 };
 use crate::instance::Hypervisor;
 use crate::limits;
@@ -190,23 +190,44 @@ pub struct HeaderFormat {
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields, extend("minProperties" = 1))]
 pub struct InstanceUpdate {
-    /// New policy of restarts.
+    /// New tags, which replace all tags. They apply at once.
+    pub tags: Option<TagMap>,
+    /// New policy of restarts. It applies at once.
     pub restart_policy: Option<RestartPolicyRequest>,
     /// New time to live from now on, at most 87600 hours; `0s` means no limit. It excludes `expires_at`.
     pub ttl: Option<GoDuration>,
     /// New time of expiry, which must be in the future. It excludes `ttl`.
     pub expires_at: Option<Time>,
-    /// New check of the program's health; the type `none` removes the check.
+    /// New check of the program's health; the type `none` removes the check. It applies at once.
     pub health_check: Option<HealthCheckRequest>,
-    /// New policy of standby while no client is connected.
+    /// New policy of standby while no client is connected. It applies at once.
     pub auto_standby: Option<AutoStandbyRequest>,
+    /// New policy of the compression of snapshots and standbys, for the next of them.
+    pub snapshot_policy: Option<SnapshotPolicyRequest>,
     /// New limit of the disks, which applies at once; a rate of 0 removes the limit.
     pub disk_io_bps: Option<RateText>,
     /// New limits of the traffic, which apply at once.
     pub network: Option<NetworkUpdate>,
-    /// New values of credentials. They are not supported yet: only an empty object is accepted.
-    #[schemars(extend("maxProperties" = 0))]
-    pub env: Option<BTreeMap<String, String>>,
+    /// New number of virtual CPUs, from the next start on.
+    #[schemars(range(min = 1, max = limits::VCPUS_MAX))]
+    pub vcpus: Option<u32>,
+    /// New memory, from the next start on.
+    pub size: Option<Size>,
+    /// New values of variables, from the next start on; null removes a variable. Others stay.
+    pub env: Option<EnvChanges>,
+    /// New entrypoint, from the next start on.
+    pub entrypoint: Option<Arguments>,
+    /// New command, from the next start on.
+    pub cmd: Option<Arguments>,
+    /// New program that runs the VM, from the next start on.
+    pub hypervisor: Option<Hypervisor>,
+    /// True to leave out the agent inside the guest, from the next start on.
+    pub skip_guest_agent: Option<bool>,
+    /// True to leave out the headers of the guest's kernel, from the next start on.
+    pub skip_kernel_headers: Option<bool>,
+    /// True to start a program that runs again, so that it sees the changes now. An instance that does not run is not
+    /// started.
+    pub restart: Option<bool>,
 }
 
 /// The limits of an instance's traffic that are changed.

@@ -98,7 +98,7 @@ fn instances() -> Vec<Value> {
 #[test]
 fn described_bodies_have_the_fields_that_are_read() {
     assert_eq!(described::<InstanceCreate>(), read(instances(), |b| api::InstanceRequest::read(b, &offer())));
-    assert_eq!(described::<InstanceUpdate>(), read(instances(), api::InstancePatch::read));
+    assert_eq!(described::<InstanceUpdate>(), read(instances(), |b| api::InstancePatch::read(b, &offer())));
     let nothing = || vec![json!({})];
     assert_eq!(described::<InstanceStart>(), read(nothing(), api::InstanceStart::read));
     let compressed = || vec![json!({"compression": {}})];

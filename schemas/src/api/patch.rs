@@ -1,0 +1,98 @@
+//! Requests that change an instance.
+
+use serde_json::Value;
+
+use super::bandwidth::BandwidthAsked;
+use super::fields::Fields;
+use super::instance::{argv, hypervisor, size};
+use super::{auto_standby, compression, env, health, policy, rates};
+use crate::compression::SnapshotPolicy;
+use crate::health::HealthCheck;
+use crate::limits;
+use crate::meta::Tags;
+use crate::node::NodeOffer;
+use crate::pending::Pending;
+use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy};
+use crate::quantity::Rate;
+use crate::validate::{FieldErrors, tags as check_tags};
+
+/// Fields that change at once, whether the program runs or not.
+const LIVE: [&str; 9] = [
+    "tags",
+    "restart_policy",
+    "ttl",
+    "expires_at",
+    "health_check",
+    "auto_standby",
+    "snapshot_policy",
+    "disk_io_bps",
+    "network",
+];
+
+/// The body of `PATCH /instances/{id}`: the fields it contains are changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InstancePatch {
+    pub tags: Option<Tags>,
+    pub restart_policy: Option<RestartPolicy>,
+    pub expiry: Option<Expiry>,
+    /// The new health check; `Some(None)` removes the check.
+    pub health: Option<Option<HealthCheck>>,
+    pub auto_standby: Option<AutoStandbyPolicy>,
+    pub snapshot_policy: Option<SnapshotPolicy>,
+    /// The new limit of the disks; 0 removes the limit.
+    pub disk_rate: Option<Rate>,
+    pub bandwidth: BandwidthAsked,
+    /// The changes that a running program cannot see.
+    pub deferred: Pending,
+    /// True if a program that runs is started again, so that it sees all changes.
+    pub restarts: bool,
+    /// The fields of the request that change at once, by name.
+    pub live: Vec<&'static str>,
+}
+
+impl InstancePatch {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Returns every problem of the body; a body without any field is a problem too.
+    pub fn read(body: Value, node: &NodeOffer) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let is_empty = body.as_object().is_some_and(|fields| fields.values().all(Value::is_null));
+        if is_empty {
+            errors.push("body", "invalid_request", "must name at least one field to change");
+        }
+        let mut fields = Fields::body(body, &mut errors);
+        let live = LIVE.into_iter().filter(|name| fields.has(name)).collect();
+        let tags = fields.map("tags", &mut errors);
+        check_tags(&mut errors, "tags", tags.as_ref().unwrap_or(&Tags::new()));
+        let patch = Self {
+            tags,
+            restart_policy: policy::restart(&mut fields, &mut errors),
+            expiry: policy::expiry(&mut fields, &mut errors),
+            health: health::health_check(&mut fields, &mut errors),
+            auto_standby: auto_standby::policy(&mut fields, &mut errors),
+            snapshot_policy: compression::policy(&mut fields, &mut errors),
+            disk_rate: rates::disk(&mut fields, &mut errors),
+            bandwidth: BandwidthAsked::read_change(&mut fields, &mut errors),
+            deferred: deferred(&mut fields, node, &mut errors),
+            restarts: fields.flag("restart", &mut errors).unwrap_or(false),
+            live,
+        };
+        fields.finish(&mut errors);
+        errors.into_result().map(|()| patch)
+    }
+}
+
+fn deferred(fields: &mut Fields, node: &NodeOffer, errors: &mut FieldErrors) -> Pending {
+    let (least, most) = (limits::MEMORY_MIN, limits::MEMORY_MAX);
+    Pending {
+        vcpus: fields.number("vcpus", 1..=limits::VCPUS_MAX, errors),
+        memory: size(fields, "size", "invalid_size", least, most, errors),
+        env: env::read_changes(fields, errors),
+        entrypoint: argv(fields, "entrypoint", errors),
+        cmd: argv(fields, "cmd", errors),
+        hypervisor: hypervisor(fields, "hypervisor", node, errors),
+        skip_guest_agent: fields.flag("skip_guest_agent", errors),
+        skip_kernel_headers: fields.flag("skip_kernel_headers", errors),
+    }
+}

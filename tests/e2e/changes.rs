@@ -1,0 +1,97 @@
+//! Changes of an instance that its program sees from its next start on, on a real VM.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::crash::{EDGES, OF_CHANGES};
+use crate::harness::{Harness, image};
+use crate::invariants::settles;
+use crate::machine_types::verb;
+use crate::namespace::in_namespace;
+use crate::socket::shell;
+
+/// Prints what the guest has: processors, whether its memory is above 200 MB, and a variable.
+const HAS: &str = "echo $(nproc) $(awk '/MemTotal/ { print ($2 > 200000) }' /proc/meminfo) \
+                   $(tr '\\0' '\\n' </proc/1/environ | grep -c ADDED=yes)";
+
+async fn patched(site: &Harness, body: Value) -> Value {
+    let answer = site.request(Method::PATCH, "/instances/box", Some(body)).await;
+    assert!(answer.status.is_success(), "{answer:?}");
+    answer.body
+}
+
+/// Waits until the program runs in a VM that is not the one of this process.
+async fn is_started_again(site: &Harness, pid: &Value) {
+    let is_new = |seen: &Value| seen["state"] == "Running" && seen["vmm_pid"] != *pid;
+    site.until("box", "another VM", is_new).await;
+}
+
+/// Crashes at the step that carries changes out, before and after it.
+async fn crashes_while_it_changes(site: &mut Harness) {
+    let (kind, action) = OF_CHANGES;
+    for (edge, vcpus) in EDGES.into_iter().zip([1, 2]) {
+        let failpoint = format!("{kind}/{action}/{edge}");
+        site.stop().await;
+        site.spawn(Some(&failpoint));
+        site.answers().await;
+        let body = json!({ "vcpus": vcpus, "restart": true });
+        site.attempt(Method::PATCH, "/instances/box", Some(body)).await;
+        site.crashed(&failpoint).await;
+        site.start().await;
+        let is_right = |seen: &Value| seen["state"] == "Running" && seen["pending_changes"].is_null();
+        site.until("box", "the change", is_right).await;
+        assert_eq!(shell(site, "box", "nproc").await, vcpus.to_string());
+        // It ends the daemon.
+        settles(site, &failpoint).await;
+        site.start().await;
+    }
+}
+
+#[test]
+fn a_guest_sees_changes_from_its_next_start_on_and_a_memory_keeps_the_machine_of_its_save() {
+    in_namespace(async || {
+        let mut site = Harness::running().await;
+        let body = json!({
+            "size": "128MB", "vcpus": 1, "hypervisor": "qemu", "cmd": ["sh", "-c", "while true; do sleep 1; done"],
+        });
+        site.create("box", &image("busybox"), body).await;
+        let pid = site.until_state("box", "Running").await["vmm_pid"].clone();
+        assert_eq!(shell(&site, "box", HAS).await, "1 0 0");
+
+        let waits = patched(&site, json!({ "vcpus": 2, "size": "256MB", "env": { "ADDED": "yes" } })).await;
+        assert_eq!(waits["pending_changes"]["vcpus"], 2, "{waits:#}");
+        // The restored program is the same, in the machine that it was saved of.
+        verb(&site, "box", "standby").await;
+        verb(&site, "box", "restore").await;
+        site.until_state("box", "Running").await;
+        assert_eq!(shell(&site, "box", HAS).await, "1 0 0");
+        // So is a fork of it, which waits for nothing.
+        let fork = json!({ "name": "fork", "from_running": true });
+        let fork = site.request(Method::POST, "/instances/box/fork", Some(fork)).await;
+        assert_eq!(fork.status, StatusCode::CREATED, "{fork:?}");
+        site.until_state("fork", "Running").await;
+        assert_eq!(shell(&site, "fork", HAS).await, "1 0 0");
+        assert!(site.get("fork").await["pending_changes"].is_null());
+        site.delete("fork").await;
+
+        // The death of its VMM is a start, too.
+        let pid = site.get("box").await["vmm_pid"].as_u64().unwrap_or_else(|| panic!("no VMM after {pid}"));
+        site.shell(&format!("kill -9 {pid}"));
+        is_started_again(&site, &json!(pid)).await;
+        assert_eq!(shell(&site, "box", HAS).await, "2 1 1");
+
+        let pid = site.get("box").await["vmm_pid"].clone();
+        let changed = patched(
+            &site,
+            json!({ "hypervisor": "qemu-microvm", "env": { "ADDED": null }, "restart": true }),
+        )
+        .await;
+        assert_eq!(changed["changes"], json!({ "hypervisor": "with_restart", "env": "with_restart" }));
+        is_started_again(&site, &pid).await;
+        assert_eq!(shell(&site, "box", HAS).await, "2 1 0");
+        assert_eq!(shell(&site, "box", "ls /sys/bus/pci/devices | wc -l").await, "0");
+        crashes_while_it_changes(&mut site).await;
+        site.delete("box").await;
+        settles(&mut site, "changes").await;
+    });
+}
