@@ -16,7 +16,6 @@ use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
-use crate::pending::Pending;
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::{Bytes, Rate};
 use crate::resource::{Usage, vm_memory};
@@ -97,6 +96,21 @@ pub struct InstanceSpec {
     pub pending: Pending,
     /// The allocations that were chosen in admission.
     pub allocated: Allocated,
+}
+
+/// Changes of the fields that a VM is started with. `None` means no change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pending {
+    pub vcpus: Option<u32>,
+    pub memory: Option<Bytes>,
+    /// New values of environment variables; `None` removes the variable.
+    pub env: BTreeMap<String, Option<Secret>>,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+    pub hypervisor: Option<Hypervisor>,
+    pub skip_guest_agent: Option<bool>,
+    pub skip_kernel_headers: Option<bool>,
 }
 
 /// The limits of an instance's traffic. `None` stands for the host's default.

@@ -3,27 +3,7 @@
 //! Guarantees: a change to what an instance has already does not wait, and a later change of a field replaces an earlier
 //! one.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-
-use crate::instance::{Hypervisor, InstanceSpec, Secret};
-use crate::quantity::Bytes;
-
-/// Changes of the fields that a VM is started with. `None` means no change.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Pending {
-    pub vcpus: Option<u32>,
-    pub memory: Option<Bytes>,
-    /// New values of environment variables; `None` removes the variable.
-    pub env: BTreeMap<String, Option<Secret>>,
-    pub entrypoint: Option<Vec<String>>,
-    pub cmd: Option<Vec<String>>,
-    pub hypervisor: Option<Hypervisor>,
-    pub skip_guest_agent: Option<bool>,
-    pub skip_kernel_headers: Option<bool>,
-}
+use crate::instance::{InstanceSpec, Pending, Secret};
 
 impl Pending {
     #[must_use]
@@ -122,6 +102,8 @@ impl InstanceSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Hypervisor;
+    use crate::quantity::Bytes;
 
     fn spec() -> InstanceSpec {
         let spec = serde_json::json!({

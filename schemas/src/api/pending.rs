@@ -1,12 +1,11 @@
-//! When the changes of an instance apply, and those that wait for its next start, as clients read them.
+//! Changes that wait for the next start of an instance, and the times at which changes apply, as clients read them.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::instance::{Hypervisor, Secret};
-use crate::pending::Pending;
+use crate::instance::{Hypervisor, Pending, Secret};
 use crate::quantity::Bytes;
 
 /// Text in the place of a secret value.

@@ -9,11 +9,10 @@ use stead_schemas::api::InstanceRequest;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase, ImageSource};
-use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause};
+use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Pending, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
-use stead_schemas::pending::Pending;
 
 use super::update::expires_at;
 use super::{declared, owner, volumes};

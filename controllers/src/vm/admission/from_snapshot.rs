@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Origin, Power, PowerCause};
+use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Origin, Pending, Power, PowerCause};
 use stead_schemas::meta::{Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::node::Node;
 use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
-use stead_schemas::pending::Pending;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase};
 
 use super::capabilities::Declared;

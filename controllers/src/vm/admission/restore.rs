@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use stead_schemas::disk::Disk;
-use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, State};
+use stead_schemas::instance::{Instance, InstanceSpec, Pending, Power, PowerCause, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
-use stead_schemas::pending::Pending;
 use stead_schemas::snapshot::Snapshot;
 
 use super::from_snapshot::{Goal, Target, disk_of, goal, origin, ready};

@@ -16,14 +16,13 @@ use proptest::prelude::*;
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{
-    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, PowerCause, Rates, State,
-    VmmDeath,
+    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Pending, Power, PowerCause, Rates,
+    State, VmmDeath,
 };
 use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
 use stead_schemas::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
-use stead_schemas::pending::Pending;
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::CompressionState;

@@ -1,6 +1,6 @@
 //! Tests of changes that wait for a start: when they are carried out, and what is reported until then.
 
-use stead_schemas::pending::Pending;
+use stead_schemas::instance::Pending;
 
 use super::*;
 
