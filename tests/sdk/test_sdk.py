@@ -60,7 +60,8 @@ except hypeman.BadRequestError as error:
     assert "name" in error.body["message"], error.body
 
 resources = client.resources.get()
-assert (resources.cpu.type, resources.cpu.source, resources.cpu.oversub_ratio) == ("cpu", "detected", 4.0), resources
+assert (resources.cpu.type, resources.cpu.source) == ("cpu", "detected"), resources
+assert resources.cpu.oversub_ratio >= 4.0, resources
 [held] = [held for held in resources.allocations if held.instance_id == created.id]
 assert (held.instance_name, held.cpu, held.disk_bytes) == (name, 1, 256 << 20) and held.memory_bytes >= 256 << 20, held
 assert resources.memory.allocated == sum(held.memory_bytes for held in resources.allocations), resources
