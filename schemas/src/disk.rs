@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::condition::Condition;
+use crate::condition::{self, Condition};
 use crate::meta::{Kind, Object};
 use crate::names::Uid;
 use crate::numbers::Generation;
@@ -47,6 +47,15 @@ impl Kind for Disk {
     }
 }
 
+impl Object<Disk> {
+    /// True if the file is as the present spec describes it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        condition::is_ready(&self.status.conditions)
+            && self.status.observed_generation == self.meta.generation
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// Apparent size, in bytes; blocks are allocated as the guest writes.
@@ -59,9 +68,20 @@ pub struct DiskSpec {
     /// root's disk.
     #[serde(default)]
     pub source_disk: Option<Uid>,
+    /// Size of the source, in bytes, if it is smaller than this disk: the disk grows after the copy.
+    #[serde(default)]
+    pub source_size: Option<Bytes>,
     /// The name of a prepared file that becomes this disk, complete with its content.
     #[serde(default)]
     pub prepared: Option<Uid>,
+}
+
+impl DiskSpec {
+    /// Returns the spec of a disk that begins empty.
+    #[must_use]
+    pub fn empty(size: Bytes, purpose: DiskPurpose) -> Self {
+        Self { size, purpose, source: None, source_disk: None, source_size: None, prepared: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -104,6 +104,8 @@ pub struct InstanceSpec {
 pub struct Pending {
     pub vcpus: Option<u32>,
     pub memory: Option<Bytes>,
+    /// New size of the disk over the image, which is larger than the present one.
+    pub overlay: Option<Bytes>,
     /// New values of environment variables; `None` removes the variable.
     pub env: BTreeMap<String, Option<Secret>>,
     pub entrypoint: Option<Vec<String>>,

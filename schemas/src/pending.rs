@@ -14,11 +14,21 @@ impl Pending {
     /// Lists the fields that change, by their names on the wire.
     #[must_use]
     pub fn fields(&self) -> Vec<&'static str> {
-        let Self { vcpus, memory, env, entrypoint, cmd, hypervisor, skip_guest_agent, skip_kernel_headers } =
-            self;
+        let Self {
+            vcpus,
+            memory,
+            overlay,
+            env,
+            entrypoint,
+            cmd,
+            hypervisor,
+            skip_guest_agent,
+            skip_kernel_headers,
+        } = self;
         let fields = [
             ("vcpus", vcpus.is_some()),
             ("size", memory.is_some()),
+            ("overlay_size", overlay.is_some()),
             ("env", !env.is_empty()),
             ("entrypoint", entrypoint.is_some()),
             ("cmd", cmd.is_some()),
@@ -37,6 +47,7 @@ impl Pending {
         }
         replace(&mut self.vcpus, newer.vcpus);
         replace(&mut self.memory, newer.memory);
+        replace(&mut self.overlay, newer.overlay);
         self.env.extend(newer.env);
         replace(&mut self.entrypoint, newer.entrypoint);
         replace(&mut self.cmd, newer.cmd);
@@ -54,6 +65,7 @@ impl Pending {
         Self {
             vcpus: other(self.vcpus, &spec.vcpus),
             memory: other(self.memory, &spec.memory),
+            overlay: other(self.overlay, &spec.overlay),
             env: self.env.into_iter().filter(|(name, value)| is_other(name, value)).collect(),
             entrypoint: self.entrypoint.filter(|new| spec.entrypoint.as_ref() != Some(new)),
             cmd: self.cmd.filter(|new| spec.cmd.as_ref() != Some(new)),
@@ -77,6 +89,7 @@ impl InstanceSpec {
         let changes = std::mem::take(&mut self.pending);
         self.vcpus = changes.vcpus.unwrap_or(self.vcpus);
         self.memory = changes.memory.unwrap_or(self.memory);
+        self.overlay = changes.overlay.unwrap_or(self.overlay);
         for (name, value) in changes.env {
             match value {
                 Some(value) => drop(self.env.insert(name, value)),

@@ -345,6 +345,14 @@ fn add_volumes(routes: Routes) -> Routes {
             volumes::get,
         )
         .add(
+            patch("/volumes/{id}", "updateVolume", "Raise the size of a volume")
+                .under(needs(&[Scope::VolumeWrite]))
+                .takes::<body::VolumeUpdate>()
+                .answers::<Volume>(OK)
+                .errors(&[CONFLICT]),
+            volumes::update,
+        )
+        .add(
             delete("/volumes/{id}", "deleteVolume", "Delete a volume")
                 .under(needs(&[Scope::VolumeDelete]).works())
                 .answers_nothing()

@@ -15,7 +15,7 @@ use stead_controllers::store::{Store, Tx};
 use stead_controllers::vm::admission as instances;
 use stead_controllers::volume::admission;
 use stead_schemas::api::{
-    Instance as InstanceView, MountRequest, Volume as View, VolumeAttach, VolumeCreate,
+    Instance as InstanceView, MountRequest, Volume as View, VolumeAttach, VolumeCreate, VolumePatch,
 };
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::Instance;
@@ -97,6 +97,17 @@ fn fields(params: Params) -> Value {
         fields.insert("tags".to_owned(), tags.into());
     }
     fields.into()
+}
+
+pub(super) async fn update(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<View>, ApiError> {
+    let VolumePatch { size } = VolumePatch::read(json(body)?)?;
+    let uid = find(state.store(), &id?.0)?.meta.uid.clone();
+    let object = state.store().transact(move |tx| admission::grow(tx, &uid, size)).await?;
+    Ok(Json(view(state.store(), &object)))
 }
 
 pub(super) async fn list(

@@ -19,6 +19,9 @@ pub(crate) struct Update {
     /// New memory, such as 2GB, from the next start on.
     #[arg(short, long)]
     memory: Option<String>,
+    /// New size of the writable layer, such as 20GB, from the next start on; it only grows.
+    #[arg(long)]
+    overlay_size: Option<String>,
     /// New number of virtual processors, from the next start on.
     #[arg(long)]
     cpus: Option<u32>,
@@ -53,7 +56,8 @@ impl Update {
     /// Returns the request; the server validates the values.
     fn body(&self) -> Result<Value, Failure> {
         let mut body = json!({});
-        let texts = [("size", &self.memory), ("hypervisor", &self.hypervisor)];
+        let texts =
+            [("size", &self.memory), ("overlay_size", &self.overlay_size), ("hypervisor", &self.hypervisor)];
         for (key, value) in texts {
             if let Some(value) = value {
                 body[key] = value.as_str().into();

@@ -43,6 +43,13 @@ pub(crate) enum VolumeVerb {
     Ls,
     /// Print a volume.
     Get { name: String },
+    /// Raise the size of a volume. Its file system grows when an instance mounts it next for writing.
+    Grow {
+        name: String,
+        /// New size in whole gigabytes.
+        #[arg(long, value_name = "GB")]
+        size: u32,
+    },
     /// Mount a volume in an instance that is stopped.
     Attach {
         instance: String,
@@ -112,6 +119,10 @@ pub(super) async fn volume(client: &Client, verb: VolumeVerb, output: Output) ->
             let tags: Vec<_> = tags.into_iter().map(|(key, value)| (format!("tags[{key}]"), value)).collect();
             let request = request.query(&tags).body(archive(&path).await?);
             show_all(&[client.json(request).await?], output)
+        }
+        VolumeVerb::Grow { name, size } => {
+            let request = client.request(Method::PATCH, &["volumes", &name]);
+            show_all(&[client.json(request.json(&json!({ "size_gb": size }))).await?], output)
         }
         VolumeVerb::Ls => show_all(&client.get::<Vec<Volume>>(&["volumes"]).await?, output),
         VolumeVerb::Get { name } => show_all(&[client.get(&["volumes", &name]).await?], output),

@@ -225,16 +225,36 @@ impl Disks for Ext4Files {
         let from = self.snapshots.join(snapshot.as_str()).join("saved").join(Self::in_snapshot(of));
         let from = File::open(from).map_err(failed)?;
         let taken = Bytes(from.metadata().map_err(failed)?.len());
-        if taken != size {
+        // A disk may have grown between the request of the snapshot and its copy.
+        if taken < size {
             let cut_off = HostError::new(HostErrorKind::Permanent, "copy disk", owner.as_str());
             return Err(
                 cut_off.because(format!("that of the snapshot has {} bytes instead of {}", taken.0, size.0))
             );
         }
-        let file = self.nameless(size).map_err(failed)?;
+        let file = self.nameless(taken).map_err(failed)?;
         let copied = tokio::task::spawn_blocking(move || sparse::copy(&from, &file).map(|()| file));
         let file = copied.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
         self.link(self.path_of(owner), file).await.map_err(failed)
+    }
+
+    async fn grow(&self, owner: &Uid, size: Bytes) -> Result<(), HostError> {
+        let (disks, path) = (self.clone(), self.path_of(owner));
+        let grown = tokio::task::spawn_blocking(move || {
+            disks.need_room(0)?;
+            let file = File::options().write(true).open(path)?;
+            let seen = file.metadata()?;
+            if seen.len() >= size.0 {
+                return Ok(());
+            }
+            file.set_len(size.0)?;
+            // A memory that was saved with this disk recognises it by this time. A crash before this line makes the
+            // memory useless, and nothing else.
+            file.set_modified(seen.modified()?)?;
+            file.sync_all()
+        });
+        let grown = grown.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        grown.map_err(|error| HostError::io("grow disk", owner.as_str(), error))
     }
 
     async fn remove(&self, owner: &Uid) -> Result<(), HostError> {

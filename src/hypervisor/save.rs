@@ -205,8 +205,11 @@ impl Hypervisors {
     /// Returns whether no disk was written to since the memory was saved.
     pub(crate) fn is_as_saved(&self, overlay: &Uid, origin: &Origin) -> io::Result<bool> {
         let volumes: Vec<_> = origin.volumes.iter().map(|volume| volume.disk.clone()).collect();
-        let is_overlay = FileMark::of(&(self.config.disk)(overlay))? == origin.overlay;
-        Ok(is_overlay && self.mark_volumes(&volumes)? == origin.volumes)
+        let overlay = FileMark::of(&(self.config.disk)(overlay))?;
+        let are_same = |seen: &[VolumeMark]| {
+            seen.iter().zip(&origin.volumes).all(|(seen, saved)| seen.has_content_of(saved))
+        };
+        Ok(overlay.has_content_of(&origin.overlay) && are_same(&self.mark_volumes(&volumes)?))
     }
 
     /// Refuses a save without room before anything is written: a copy that fills the disk would take the

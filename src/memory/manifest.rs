@@ -99,9 +99,14 @@ impl VolumeMark {
     pub(crate) fn of(disk: &VolumeDisk, path: &Path) -> io::Result<Self> {
         Ok(Self { disk: disk.clone(), mark: FileMark::of(path)? })
     }
+
+    /// True if the disk, as seen now, has the content that it had under an earlier mark.
+    pub(crate) fn has_content_of(&self, earlier: &Self) -> bool {
+        self.disk == earlier.disk && self.mark.has_content_of(&earlier.mark)
+    }
 }
 
-/// Identity, length and modification time of a file: a later write changes it.
+/// Identity, length and modification time of a file: a later write changes the time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileMark {
     inode: u64,
@@ -113,6 +118,12 @@ impl FileMark {
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let seen = fs::metadata(path)?;
         Ok(Self { inode: seen.ino(), bytes: seen.len(), changed: (seen.mtime(), seen.mtime_nsec()) })
+    }
+
+    /// True if the file of this mark, as seen now, has the content that it had under an earlier mark. A disk may have grown
+    /// since, which keeps its content and its time.
+    pub(crate) fn has_content_of(&self, earlier: &Self) -> bool {
+        self.inode == earlier.inode && self.changed == earlier.changed && self.bytes >= earlier.bytes
     }
 }
 

@@ -22,6 +22,7 @@ mod faults;
 mod fixtures;
 mod forks;
 mod full;
+mod growth;
 mod half_written;
 mod harness;
 mod headers;

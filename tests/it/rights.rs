@@ -59,6 +59,7 @@ const ROUTES: &str = "
     POST /volumes volume:write
     POST /volumes/from-archive volume:write
     GET /volumes/{id} volume:read
+    PATCH /volumes/{id} volume:write
     DELETE /volumes/{id} volume:delete
     GET /ingresses ingress:read
     POST /ingresses ingress:write instance:write

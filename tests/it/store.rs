@@ -55,13 +55,7 @@ pub(crate) async fn create(store: &Store, name: &str) -> Result<Uid, TransactErr
 
 async fn create_tagged(store: &Store, name: &str, tags: Tags) -> Result<Uid, TransactError<TxError>> {
     let name = Name::resource(name).expect("a valid name");
-    let spec = DiskSpec {
-        size: Bytes(1 << 20),
-        purpose: DiskPurpose::RootOverlay,
-        source: None,
-        source_disk: None,
-        prepared: None,
-    };
+    let spec = DiskSpec::empty(Bytes(1 << 20), DiskPurpose::RootOverlay);
     let new = New::<Disk> { uid: None, name, tags, owner: None, spec };
     store.transact(move |tx| tx.create(new).map(|disk| disk.meta.uid.clone())).await
 }

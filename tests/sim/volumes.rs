@@ -66,7 +66,7 @@ impl Play {
     /// Creates, changes or deletes a volume. A forbidden request is refused, and leaves nothing.
     pub(crate) async fn volume(&mut self) {
         let word = VOLUMES[usize::try_from(self.rng.below(2)).expect("small")];
-        let (choice, instance) = (self.rng.below(6), self.pick());
+        let (choice, instance) = (self.rng.below(7), self.pick());
         self.log.push(format!("volume {choice} {word} of {instance:?}"));
         let mount = self.mount(word);
         let store = &self.daemon.store;
@@ -78,6 +78,13 @@ impl Play {
                 };
                 let uid = volume.meta.uid.clone();
                 let _ = store.transact(move |tx| admission::delete(tx, &uid)).await;
+            }
+            (6, _) => {
+                let Some(volume) = store.find::<Volume>(&Name::resource(word).expect("valid")) else {
+                    return;
+                };
+                let (uid, size) = (volume.meta.uid.clone(), Bytes((1 + self.rng.below(3)) << 30));
+                let _ = store.transact(move |tx| admission::grow(tx, &uid, size)).await;
             }
             (3..=4, Some(uid)) => {
                 let _ = store.transact(move |tx| instances::attach(tx, &uid, mount)).await;

@@ -5,12 +5,14 @@
 //! of a snapshot's disk is copied once the snapshot is taken; after a loss it begins empty.
 //! Assumes: disk sizes are overcommitted on purpose, because the files are sparse. The check is for space to
 //! begin with, not for the whole apparent size.
-//! Never: changes an existing file. A disk is removed only after its owner's record is gone, so that no VM
+//! Never: makes a file smaller, or changes its content: the file system in it grows in the guest that mounts it next for
+//! writing, which alone has to trust it. A disk is removed only after its owner's record is gone, so that no VM
 //! uses it by then.
 //! Cancel/crash: a file is complete or absent.
 //!
 //! ```text
 //! nothing --Create | Copy | Take--> file (Ready)      file lost: a condition, then --Create--> empty file
+//! file smaller than the spec --Grow--> file
 //! deleted, and its owner's record gone: --Remove--> nothing
 //! ```
 
@@ -45,6 +47,7 @@ pub enum Action {
     Create { owner: Uid, size: Bytes },
     Copy { owner: Uid, snapshot: Uid, of: Option<Uid>, size: Bytes },
     Take { owner: Uid, prepared: Uid },
+    Grow { owner: Uid, size: Bytes },
     Remove { owner: Uid },
 }
 
@@ -68,6 +71,7 @@ impl<H: Host> Reconciler for DiskReconciler<H> {
                 self.host.disks().copy(owner, snapshot, of.as_ref(), *size).await
             }
             Action::Take { owner, prepared } => self.host.disks().take(owner, prepared).await,
+            Action::Grow { owner, size } => self.host.disks().grow(owner, *size).await,
             Action::Remove { owner } => self.host.disks().remove(owner).await,
         }
     }

@@ -13,6 +13,10 @@ use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match (desired, &seen.file) {
+        (Desired::Present(object), Some(file)) if file.size < object.spec.size => {
+            let (owner, size) = (object.meta.uid.clone(), object.spec.size);
+            Plan::Act(vec![Action::Grow { owner, size }])
+        }
         (Desired::Absent(_), None) | (Desired::Present(_), Some(_)) => Plan::Converged,
         (Desired::Absent(_), Some(file)) => Plan::Act(vec![Action::Remove { owner: file.owner.clone() }]),
         (Desired::Present(object), None) => plan_missing(object, seen, now),
@@ -47,7 +51,8 @@ fn plan_content(object: &Object<Disk>, source: Option<SourceSeen>) -> Plan<Actio
     match (object.spec.source.clone().filter(|_| is_first), source) {
         (None, _) => Plan::Act(vec![Action::Create { owner, size: object.spec.size }]),
         (Some(snapshot), Some(SourceSeen::Ready)) => {
-            let (of, size) = (object.spec.source_disk.clone(), object.spec.size);
+            let of = object.spec.source_disk.clone();
+            let size = object.spec.source_size.unwrap_or(object.spec.size);
             Plan::Act(vec![Action::Copy { owner, snapshot, of, size }])
         }
         (Some(_), Some(SourceSeen::Pending)) => Plan::Wait(Wait {

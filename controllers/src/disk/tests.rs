@@ -36,13 +36,7 @@ fn object(was_created: bool) -> Object<Disk> {
         finalizers: Default::default(),
         owner: None,
     };
-    let spec = DiskSpec {
-        size: SIZE,
-        purpose: DiskPurpose::RootOverlay,
-        source: None,
-        source_disk: None,
-        prepared: None,
-    };
+    let spec = DiskSpec::empty(SIZE, DiskPurpose::RootOverlay);
     Object { meta, spec, status: DiskStatus { was_created, ..DiskStatus::default() } }
 }
 

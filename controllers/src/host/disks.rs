@@ -33,7 +33,7 @@ pub trait Disks: Send + Sync + 'static {
     fn create(&self, owner: &Uid, size: Bytes) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Creates a file with the content of a disk in a snapshot: the root disk, or, if `of` is given, the copy
     /// that was captured of the disk `of`. The file is complete or absent, as with `create`. The error is
-    /// Missing if the snapshot has no such disk, and Permanent if that disk is not exactly `size` long,
+    /// Missing if the snapshot has no such disk, and Permanent if that disk is less than `size` long,
     /// because then something was cut off.
     fn copy(
         &self,
@@ -44,6 +44,8 @@ pub trait Disks: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Makes a prepared file the file of a disk. The error is Missing if there is no such file.
     fn take(&self, owner: &Uid, prepared: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Makes a file at least `size` long, whether a VM uses it or not. The time of its last change stays.
+    fn grow(&self, owner: &Uid, size: Bytes) -> impl Future<Output = Result<(), HostError>> + Send;
     fn remove(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     fn space(&self) -> impl Future<Output = Result<Space, HostError>> + Send;
 }

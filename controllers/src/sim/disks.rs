@@ -56,11 +56,11 @@ impl Disks for World {
             let refuse = |kind| HostError::new(kind, "copy disk", owner.as_str());
             let (taken, age) =
                 state.captured_disk(snapshot, of).ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            if taken != size {
+            if taken < size {
                 return Err(refuse(HostErrorKind::Permanent));
             }
             if !state.disks.contains_key(owner) {
-                state.disks.insert(owner.clone(), size);
+                state.disks.insert(owner.clone(), taken);
                 state.disk_ages.insert(owner.clone(), age);
             }
             Ok(())
@@ -76,6 +76,16 @@ impl Disks for World {
             let missing = || HostError::new(HostErrorKind::Missing, "take disk", owner.as_str());
             let size = state.prepared.remove(prepared).ok_or_else(missing)?;
             state.disks.insert(owner.clone(), size);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn grow(&self, owner: &Uid, size: Bytes) -> Result<(), HostError> {
+        self.verb("grow disk", owner.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "grow disk", owner.as_str());
+            let present = state.disks.get_mut(owner).ok_or_else(missing)?;
+            *present = size.max(*present);
             Ok(())
         })
         .await

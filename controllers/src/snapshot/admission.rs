@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use stead_schemas::compression::Compression;
+use stead_schemas::disk::Disk;
 use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, InstanceSpec, State};
 use stead_schemas::limits::{FAILED_SNAPSHOTS_PER_SOURCE_MAX, SNAPSHOTS_PER_SOURCE_MAX};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::quantity::Bytes;
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{
     CapturedDisk, ScheduledRun, Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec,
@@ -76,7 +78,10 @@ pub fn create(
         name: request.name,
         purpose: request.purpose,
         schedule: request.schedule,
-        instance: Box::new(instance.spec.clone()),
+        instance: Box::new(InstanceSpec {
+            overlay: present_size(tx, &instance.spec.allocated.disk, instance.spec.overlay),
+            ..instance.spec.clone()
+        }),
         image_digest: instance.status.image_digest.clone(),
         compression: request.compression,
         pool: request.pool,
@@ -121,11 +126,17 @@ fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
             Access::Overlay { disk, size } => Some(CapturedDisk { volume, disk: disk.clone(), size: *size }),
             Access::ReadWrite => {
                 let object = tx.get::<Volume>(&volume)?;
-                Some(CapturedDisk { volume, disk: object.spec.disk.clone(), size: object.spec.size })
+                let size = present_size(tx, &object.spec.disk, object.spec.size);
+                Some(CapturedDisk { volume, disk: object.spec.disk.clone(), size })
             }
         }
     };
     spec.volumes.iter().filter_map(of).collect()
+}
+
+/// Returns the size of a disk, whose file may not have grown to that size yet. What is captured is at least as large.
+fn present_size(tx: &Tx<'_>, disk: &Uid, size: Bytes) -> Bytes {
+    tx.get::<Disk>(disk).and_then(|disk| disk.status.size).map_or(size, |present| present.min(size))
 }
 
 /// Sets the number of forks to hold ready.

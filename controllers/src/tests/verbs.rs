@@ -171,14 +171,7 @@ async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
             pool: 0,
             volume_disks: Vec::new(),
         };
-        let size = instance.spec.overlay;
-        let disk_spec = DiskSpec {
-            size,
-            purpose: DiskPurpose::RootOverlay,
-            source: None,
-            source_disk: None,
-            prepared: None,
-        };
+        let disk_spec = DiskSpec::empty(instance.spec.overlay, DiskPurpose::RootOverlay);
         let name = Name::from(&disk);
         tx.create::<Disk>(New { uid: Some(disk), name, tags: Tags::new(), owner: None, spec: disk_spec })?;
         let (uid, tags) = (tx.next_uid(), Tags::new());

@@ -198,7 +198,7 @@ async fn parts<H: Host>(
         image_ready,
         image_trouble,
         image_config: pinned.map(|stored| stored.config),
-        is_disk_ready: disk.as_ref().is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
+        is_disk_ready: disk.as_ref().is_some_and(|disk| disk.is_ready()),
         was_disk_made: disk.as_ref().is_none_or(|disk| disk.status.was_created),
         volumes: volumes::seen(&reconciler.store, object),
         disk_trouble: disk.as_deref().and_then(disk_trouble),

@@ -12,7 +12,7 @@ use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::{Ref, Role};
-use stead_schemas::snapshot::Snapshot;
+use stead_schemas::snapshot::{CapturedDisk, Snapshot};
 use stead_schemas::validate::printable;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
@@ -39,8 +39,8 @@ pub(crate) struct CreateRequest {
 #[derive(Debug)]
 pub(crate) enum Content {
     Empty,
-    /// A copy of a disk in a snapshot: the snapshot, and the disk.
-    Copy(Uid, Uid),
+    /// A copy of a disk in a snapshot: the snapshot, the disk, and the size of that copy.
+    Copy(Uid, Uid, Bytes),
     /// A prepared file of this name.
     Prepared(Uid),
 }
@@ -95,23 +95,54 @@ pub(crate) fn begin(tx: &mut Tx<'_>, request: CreateRequest) -> Result<Arc<Objec
 
 /// Creates a disk for the content of a volume.
 fn new_content(tx: &mut Tx<'_>, volume: &Uid, size: Bytes, content: Content) -> Result<Uid, Refused> {
-    let (source, source_disk, prepared) = match content {
-        Content::Empty => (None, None, None),
-        Content::Copy(snapshot, disk) => (Some(snapshot), Some(disk), None),
-        Content::Prepared(name) => (None, None, Some(name)),
+    let empty = DiskSpec::empty(size, DiskPurpose::Volume);
+    let spec = match content {
+        Content::Empty => empty,
+        Content::Copy(snapshot, disk, copied) => DiskSpec {
+            source: Some(snapshot),
+            source_disk: Some(disk),
+            source_size: Some(copied).filter(|copied| *copied < size),
+            ..empty
+        },
+        Content::Prepared(name) => DiskSpec { prepared: Some(name), ..empty },
     };
-    let spec = DiskSpec { size, purpose: DiskPurpose::Volume, source, source_disk, prepared };
     let owner = OwnerRef { kind: Volume::NAME.to_owned(), uid: volume.clone() };
     Ok(new_disk(tx, owner, spec)?)
 }
 
 /// Replaces the content of a volume by a copy of a snapshot's disk. The present content is lost.
-pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) -> Result<(), Refused> {
+pub(crate) fn rewind(
+    tx: &mut Tx<'_>,
+    volume: &Uid,
+    snapshot: &Uid,
+    taken: &CapturedDisk,
+) -> Result<(), Refused> {
     let object = tx.get::<Volume>(volume).ok_or_else(|| Refused::absent::<Volume>(volume))?;
-    let disk = new_content(tx, volume, object.spec.size, Content::Copy(snapshot, disk))?;
+    let content = Content::Copy(snapshot.clone(), taken.disk.clone(), taken.size);
+    let disk = new_content(tx, volume, object.spec.size, content)?;
     tx.update_spec::<Volume>(volume, None, |spec| spec.disk = disk)?;
     tx.request_deletion::<Disk>(&object.spec.disk)?;
     Ok(())
+}
+
+/// Raises the size of a volume. Its file grows at once, and its file system when an instance mounts it next for writing.
+///
+/// # Errors
+/// Returns `NotFound`, `Invalid` for a smaller size, and `NoRoom`.
+pub fn grow(tx: &mut Tx<'_>, uid: &Uid, size: Bytes) -> Result<Arc<Object<Volume>>, Refused> {
+    let object = tx.get::<Volume>(uid).filter(|volume| !volume.meta.is_deleting());
+    let object = object.ok_or_else(|| Refused::absent::<Volume>(uid))?;
+    if size < object.spec.size {
+        let message = format!(
+            "size_gb must be at least the present size of {}: volumes do not shrink",
+            object.spec.size
+        );
+        return Err(Refused::at(RefusedKind::Invalid, "size_gb", message));
+    }
+    within_room(tx, |tx| {
+        tx.update_spec::<Disk>(&object.spec.disk, None, |spec| spec.size = size)?;
+        Ok(tx.update_spec::<Volume>(uid, None, |spec| spec.size = size)?)
+    })
 }
 
 /// Requests the deletion of a volume with its content.

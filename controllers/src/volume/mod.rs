@@ -83,7 +83,7 @@ impl Reconciler for VolumeReconciler {
 /// Returns the reason why a disk cannot be used.
 fn trouble(disk: Option<&Object<Disk>>) -> Option<String> {
     let Some(disk) = disk else { return Some("its disk is gone".to_owned()) };
-    if condition::is_ready(&disk.status.conditions) {
+    if disk.is_ready() {
         return None;
     }
     let found = condition::find(&disk.status.conditions, ConditionType::Ready);

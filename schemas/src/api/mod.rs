@@ -58,5 +58,7 @@ pub use system::{
     Capabilities, Health, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView,
     ServerHealth, ServerView,
 };
-pub use volume::{AccessRequest, Attachment, MountRequest, MountView, Volume, VolumeAttach, VolumeCreate};
+pub use volume::{
+    AccessRequest, Attachment, MountRequest, MountView, Volume, VolumeAttach, VolumeCreate, VolumePatch,
+};
 pub use watch::{InstanceEvent, LogEvent};

@@ -88,6 +88,14 @@ fn deferred(fields: &mut Fields, node: &NodeOffer, errors: &mut FieldErrors) -> 
     Pending {
         vcpus: fields.number("vcpus", 1..=limits::VCPUS_MAX, errors),
         memory: size(fields, "size", "invalid_size", least, most, errors),
+        overlay: size(
+            fields,
+            "overlay_size",
+            "invalid_overlay_size",
+            limits::OVERLAY_MIN,
+            limits::OVERLAY_MAX,
+            errors,
+        ),
         env: env::read_changes(fields, errors),
         entrypoint: argv(fields, "entrypoint", errors),
         cmd: argv(fields, "cmd", errors),

@@ -42,20 +42,48 @@ impl VolumeCreate {
         let id = fields.parsed("id", INVALID, &mut errors);
         let name = fields.required_text("name", &mut errors);
         let name = name.and_then(|text| errors.take("name", INVALID, Name::new_resource(&text)));
-        if !fields.has("size_gb") {
-            errors.push("size_gb", INVALID, "is required");
-        }
-        let size = fields.number("size_gb", 1..=limits::VOLUME_GB_MAX, &mut errors);
+        let size = size(&mut fields, &mut errors);
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
         fields.finish(&mut errors);
         match (name, size) {
-            (Some(name), Some(size)) if errors.is_empty() => {
-                Ok(Self { id, name, size: Bytes(u64::from(size) << 30), tags })
-            }
+            (Some(name), Some(size)) if errors.is_empty() => Ok(Self { id, name, size, tags }),
             _ => Err(errors),
         }
     }
+}
+
+/// The body of `PATCH /volumes/{id}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumePatch {
+    /// The new size.
+    pub size: Bytes,
+}
+
+impl VolumePatch {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Returns every problem of the body.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let size = size(&mut fields, &mut errors);
+        fields.finish(&mut errors);
+        match size {
+            Some(size) if errors.is_empty() => Ok(Self { size }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// Reads the required size of a volume.
+fn size(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Bytes> {
+    if !fields.has("size_gb") {
+        errors.push("size_gb", INVALID, "is required");
+    }
+    let size = fields.number("size_gb", 1..=limits::VOLUME_GB_MAX, errors)?;
+    Some(Bytes(u64::from(size) << 30))
 }
 
 /// A requested mount; the volume is named by its id or its name.

@@ -16,6 +16,7 @@ mod children;
 mod clock;
 mod control;
 mod devices;
+mod grow;
 mod handover;
 mod host_keys;
 mod identity;

@@ -11,6 +11,7 @@ use stead_schemas::guest::{Config, KERNEL_FILES_DISK, NetworkConfig, OVERLAY_DIS
 
 use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
+use crate::grow::mount_writable;
 use crate::inside;
 
 const NEW_ROOT: &str = "/newroot";
@@ -27,7 +28,7 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     let image = wait_for("the image's disk", || disk_of_serial(ROOT_DISK))?;
     let overlay = wait_for("the overlay's disk", || disk_of_serial(OVERLAY_DISK))?;
     mount_image(&image)?;
-    mount(&overlay, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
+    mount_writable(&overlay, Path::new("/upper")).map_err(failed("overlay disk"))?;
     for dir in ["/upper/upper", "/upper/work"] {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }

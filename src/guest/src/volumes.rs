@@ -20,6 +20,7 @@ use stead_schemas::guest::VolumeMount;
 
 use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
+use crate::grow::mount_writable;
 use crate::inside;
 
 /// A volume that is mounted and not yet at its path.
@@ -71,7 +72,7 @@ fn mount_disk(serial: &str, at: &Path, is_read_only: bool) -> Result<(), BootErr
     let device = wait_for("a volume's disk", || disk_of_serial(serial))?;
     fs::create_dir_all(at).map_err(failed(serial))?;
     if !is_read_only {
-        return mount(&device, at, "ext4", MountFlags::NOATIME, None).map_err(failed(serial));
+        return mount_writable(&device, at).map_err(failed(serial));
     }
     // A volume left unclean by its last writer cannot be repaired here: it is read as it is.
     mount(&device, at, "ext4", MountFlags::RDONLY, None)

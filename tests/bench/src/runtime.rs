@@ -94,13 +94,7 @@ async fn ours() -> f64 {
         let made = store.transact(|tx| {
             for _ in 0..100 {
                 let uid = tx.next_uid();
-                let spec = DiskSpec {
-                    size: Bytes(1 << 30),
-                    purpose: DiskPurpose::RootOverlay,
-                    source: None,
-                    source_disk: None,
-                    prepared: None,
-                };
+                let spec = DiskSpec::empty(Bytes(1 << 30), DiskPurpose::RootOverlay);
                 let name = Name::from(&uid);
                 tx.create::<Disk>(New { uid: Some(uid), name, tags: BTreeMap::new(), owner: None, spec })?;
             }

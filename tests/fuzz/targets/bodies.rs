@@ -5,7 +5,7 @@ use serde_json::Value;
 use stead_schemas::api::{
     CopyRequest, ExecControl, ExecRequest, ForkCreate, ImageCreate, ImageTag, IngressRequest, InstancePatch,
     InstanceStart, InstanceRequest, ScheduleRequest, SnapshotCreate, SnapshotFork, SnapshotPatch,
-    SnapshotRestore, StandbyRequest, VolumeAttach, VolumeCreate, parse_kind, parse_state,
+    SnapshotRestore, StandbyRequest, VolumeAttach, VolumeCreate, VolumePatch, parse_kind, parse_state,
 };
 use stead_schemas::instance::{Hypervisor, State};
 use stead_schemas::names::{Digest, ImageRef, LinkName, Name, Platform, Uid};
@@ -53,6 +53,7 @@ fn bodies(body: &Value) {
         ImageTag::read(body()),
         IngressRequest::read(body()),
         VolumeCreate::read(body()),
+        VolumePatch::read(body()),
         VolumeAttach::read(body()),
         SnapshotCreate::read(body()),
         SnapshotPatch::read(body()),

@@ -47,8 +47,7 @@ fn stage(
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let uid = tx.next_uid();
     let (image, pull) = image(tx, &request)?;
-    let purpose = DiskPurpose::RootOverlay;
-    let disk = DiskSpec { size: request.overlay, purpose, source: None, source_disk: None, prepared: None };
+    let disk = DiskSpec::empty(request.overlay, DiskPurpose::RootOverlay);
     let form = || TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus, &request.rates);
     let tap = request.has_network.then(form);
     let allocated = allocate(tx, &uid, image, disk, tap.transpose()?)?;

@@ -98,7 +98,7 @@ pub(super) fn goal(
 pub(super) fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
     let size = snapshot.spec.instance.overlay;
     let source = Some(snapshot.meta.uid.clone());
-    DiskSpec { size, purpose: DiskPurpose::RootOverlay, source, source_disk: None, prepared: None }
+    DiskSpec { source, ..DiskSpec::empty(size, DiskPurpose::RootOverlay) }
 }
 
 pub(super) fn origin(

@@ -171,9 +171,7 @@ fn a_disk_goes_to_any_hypervisor_and_a_memory_to_its_own_alone() {
 /// Puts a ready snapshot of the instance into the store, and a disk for the instance to lose.
 fn stage_restore(tx: &mut Tx<'_>, uid: &Uid, kind: SnapshotKind) -> Result<Arc<Object<Snapshot>>, Refused> {
     let size = live(tx, uid)?.spec.overlay;
-    let disk =
-        DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None, prepared: None };
-    let disk = new_disk(tx, owner(uid), disk)?;
+    let disk = new_disk(tx, owner(uid), DiskSpec::empty(size, DiskPurpose::RootOverlay))?;
     let instance = tx.update_spec::<Instance>(uid, None, |spec| spec.allocated.disk = disk)?;
     let mut spec = snapshot(kind, instance.spec.hypervisor).spec;
     spec.instance = Box::new(instance.spec.clone());

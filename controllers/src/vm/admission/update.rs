@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use stead_schemas::api::{Applies, BandwidthAsked, InstancePatch, check_env, check_fits};
+use stead_schemas::disk::Disk;
 use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Rates, State};
 use stead_schemas::meta::Object;
@@ -100,6 +101,13 @@ fn check(tx: &Tx<'_>, before: &InstanceSpec, spec: &InstanceSpec) -> Result<(), 
             Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
         })?;
     }
+    if spec.overlay < before.overlay {
+        let message = format!(
+            "overlay_size must be at least the present size of {}: disks do not shrink",
+            before.overlay
+        );
+        return Err(Refused::at(RefusedKind::Invalid, "overlay_size", message));
+    }
     check_env(&spec.env).map_err(|why| Refused::at(RefusedKind::Invalid, "env", format!("env {why}")))?;
     // The host may have lost its hypervisor since; that does not stand in the way of other changes.
     let is_other = spec.hypervisor != before.hypervisor || spec.vcpus != before.vcpus;
@@ -125,6 +133,9 @@ pub fn apply_changes(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Resu
 
 fn applied(tx: &mut Tx<'_>, object: &Object<Instance>) -> Result<Arc<Object<Instance>>, Refused> {
     let changed = tx.update_spec::<Instance>(&object.meta.uid, None, InstanceSpec::apply_pending)?;
+    if changed.spec.overlay > object.spec.overlay {
+        tx.update_spec::<Disk>(&changed.spec.allocated.disk, None, |disk| disk.size = changed.spec.overlay)?;
+    }
     // The default limits of traffic depend on the number of processors.
     if let Some(nic) = changed.spec.allocated.nic.as_ref().filter(|_| changed.spec.vcpus != object.spec.vcpus)
     {

@@ -64,7 +64,7 @@ fn overlay(
     source: Option<(&Uid, &Uid)>,
 ) -> Result<Uid, Refused> {
     let (source, source_disk) = source.map(|(snapshot, disk)| (snapshot.clone(), disk.clone())).unzip();
-    let spec = DiskSpec { size, purpose: DiskPurpose::VolumeOverlay, source, source_disk, prepared: None };
+    let spec = DiskSpec { source, source_disk, ..DiskSpec::empty(size, DiskPurpose::VolumeOverlay) };
     Ok(new_disk(tx, owner(instance), spec)?)
 }
 
@@ -140,7 +140,11 @@ pub(super) fn fork(
                     size: taken.size,
                     tags: Tags::new(),
                     owner: Some(owner(instance)),
-                    content: volumes::Content::Copy(snapshot.meta.uid.clone(), taken.disk.clone()),
+                    content: volumes::Content::Copy(
+                        snapshot.meta.uid.clone(),
+                        taken.disk.clone(),
+                        taken.size,
+                    ),
                 };
                 mount.volume = volumes::begin(tx, copy)?.meta.uid.clone();
             }
@@ -177,7 +181,7 @@ pub(super) fn restore(
                 *disk = overlay(tx, instance, *size, Some((taken_of, &taken.disk)))?;
             }
             (Access::ReadWrite, Some(taken)) => {
-                volumes::rewind(tx, &mount.volume, taken_of.clone(), taken.disk.clone())?;
+                volumes::rewind(tx, &mount.volume, taken_of, taken)?;
             }
             (Access::Overlay { .. } | Access::ReadWrite, None) => return Err(not_captured(mount)),
         }

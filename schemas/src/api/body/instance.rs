@@ -213,6 +213,8 @@ pub struct InstanceUpdate {
     pub vcpus: Option<u32>,
     /// New memory, from the next start on.
     pub size: Option<Size>,
+    /// New size of the writable layer over the image, which is at least the present one, from the next start on.
+    pub overlay_size: Option<Size>,
     /// New values of variables, from the next start on; null removes a variable. Others stay.
     pub env: Option<EnvChanges>,
     /// New entrypoint, from the next start on.

@@ -26,4 +26,4 @@ pub use policy::{
     HttpCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest, StandbyRequest, TcpCheckRequest,
 };
 pub use snapshot::{ForkCreate, SnapshotCreate, SnapshotFork, SnapshotRestore, SnapshotUpdate, TargetState};
-pub use volume::{VolumeAttach, VolumeCreate, VolumeMountRequest};
+pub use volume::{VolumeAttach, VolumeCreate, VolumeMountRequest, VolumeUpdate};

@@ -113,6 +113,7 @@ fn described_bodies_have_the_fields_that_are_read() {
         described::<VolumeCreate>(),
         read(vec![json!({"name": "a", "size_gb": 1})], api::VolumeCreate::read)
     );
+    assert_eq!(described::<VolumeUpdate>(), read(nothing(), api::VolumePatch::read));
     assert_eq!(described::<VolumeAttach>(), read(vec![json!({"mount_path": "/a"})], api::VolumeAttach::read));
     let image = vec![json!({"name": "a", "credentials": {}})];
     assert_eq!(described::<ImageCreate>(), read(image, |b| api::ImageCreate::read(b, Platform::LinuxAmd64)));

@@ -20,6 +20,15 @@ pub struct VolumeCreate {
     pub tags: Option<TagMap>,
 }
 
+/// The body of `PATCH /volumes/{id}`.
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct VolumeUpdate {
+    /// New size, in GiB, which is at least the present one.
+    #[schemars(range(min = 1, max = limits::VOLUME_GB_MAX))]
+    pub size_gb: u32,
+}
+
 /// A volume with the place where it is mounted.
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
