@@ -8,8 +8,6 @@ use std::path::Path;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 use rustix::mount::{MountFlags, mount};
 
-use crate::kernel_log::log_line;
-
 /// Request number `EXT4_IOC_RESIZE_FS`, with the new number of blocks.
 const RESIZE: Opcode = opcode::write::<u64>(b'f', 16);
 /// Offset of the superblock of ext4, and those of its fields: the number of blocks in two halves, and the size of a block
@@ -27,7 +25,7 @@ const SMALLEST_BLOCK: u64 = 1024;
 pub(crate) fn mount_writable(device: &Path, at: &Path) -> io::Result<()> {
     mount(device, at, "ext4", MountFlags::NOATIME, None)?;
     if let Err(error) = grow(device, at) {
-        log_line(&format!("the file system at {} does not grow to its disk: {error}", at.display()));
+        crate::log_line(&format!("the file system at {} does not grow to its disk: {error}", at.display()));
     }
     Ok(())
 }
