@@ -105,11 +105,10 @@ async fn an_instance_without_a_network_has_no_limits_to_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_names_no_limits_has_its_part_of_a_network_of_known_speed() {
-    let server = Server::start().await;
+    let server = Server::start_sized(Resources { cpus: 64, ..AMPLE }, |_, _| {}).await;
     assert_eq!(shown(&server.create(limited("before", json!({}))).await), [None, None]);
     let spec = spec_with_network();
     server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
-    server.resize(Resources { cpus: 64, ..AMPLE }).await;
     let created = server.create(limited("part", json!({}))).await;
     assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("4.0 MB/s")]);
     let created = server.create(limited("free", json!({"bandwidth_download": "0"}))).await;
@@ -119,10 +118,9 @@ async fn an_instance_that_names_no_limits_has_its_part_of_a_network_of_known_spe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_instance_keeps_its_own_limits_and_has_the_default_of_its_restored_processors() {
-    let server = Server::start().await;
+    let server = Server::start_sized(Resources { cpus: 64, ..AMPLE }, |_, _| {}).await;
     let spec = spec_with_network();
     server.store.transact(move |tx| node::admission::declare(tx, spec)).await.expect("declared");
-    server.resize(Resources { cpus: 64, ..AMPLE }).await;
     let created = server.create(limited("web", json!({"bandwidth_upload": "1MB/s"}))).await;
     assert_eq!(shown(&created), [Some("4.0 MB/s"), Some("1.0 MB/s")]);
     server.send("GET", "/instances/web/wait?state=Running&timeout=30s", None).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use stead_controllers::sim::AMPLE;
 use stead_schemas::node::Resources;
 use stead_schemas::quantity::Bytes;
 
@@ -36,7 +37,12 @@ fn fields() -> Vec<(&'static str, Value, bool)> {
 }
 
 async fn running() -> Server {
-    let server = Server::start().await;
+    running_on(AMPLE).await
+}
+
+/// Starts a server on a host of this size, with an instance that runs.
+async fn running_on(capacity: Resources) -> Server {
+    let server = Server::start_sized(capacity, |_, _| {}).await;
     let body = json!({
         "name": "web", "image": IMAGE, "size": "256MB", "vcpus": 1, "hypervisor": "qemu", "env": {"OLD": "1"},
     });
@@ -159,7 +165,8 @@ async fn a_restart_is_only_asked_for_and_a_program_that_does_not_run_is_not_star
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_cannot_be_are_refused_before_they_are_stored() {
-    let server = running().await;
+    let capacity = Resources { cpus: 1, memory: Bytes(1 << 30), disk: Bytes(100 << 30) };
+    let server = running_on(capacity).await;
     let long = "x".repeat(200_000);
     let variables: Value =
         (0..3).map(|n| (format!("V{n}"), json!(&long[..100_000]))).collect::<serde_json::Map<_, _>>().into();
@@ -185,8 +192,6 @@ async fn changes_that_cannot_be_are_refused_before_they_are_stored() {
     let unclear = server.send("PATCH", &format!("{PATH}?dry_run=perhaps"), Some(json!({"vcpus": 2}))).await;
     assert_eq!(unclear.status, 400, "{}", unclear.body);
     // What waits counts as taken, so that the start that carries it out cannot fail for lack of room.
-    let capacity = Resources { cpus: 1, memory: Bytes(1 << 30), disk: Bytes(100 << 30) };
-    server.resize(capacity).await;
     let refused = patch(&server, json!({"size": "2GB"})).await;
     assert_eq!(
         (refused.status, &refused.body["code"]),

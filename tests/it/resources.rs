@@ -43,8 +43,8 @@ async fn with_images(server: &Server) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_is_there_and_the_sums_are_those_of_the_list() {
-    let server = Server::start().await;
-    server.resize(Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) }).await;
+    let capacity = Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) };
+    let server = Server::start_sized(capacity, |_, _| {}).await;
     for name in ["one", "two", "off"] {
         server.create(small(name)).await;
     }
@@ -87,14 +87,14 @@ async fn every_field_is_there_and_the_sums_are_those_of_the_list() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_clients_at_once_those_are_admitted_that_fit_and_no_other() {
-    let server = Server::start_with(|config, limits| {
+    // Room for 50 VMs and a bit.
+    let memory = Bytes(50 * VM_BYTES + VM_BYTES / 2);
+    let capacity = Resources { cpus: 1000, memory, disk: Bytes(1 << 50) };
+    let server = Server::start_sized(capacity, |config, limits| {
         config.requests_max = 4 * CLIENTS;
         (limits.connections_max, limits.connections_per_client_max) = (2 * CLIENTS, 2 * CLIENTS);
     })
     .await;
-    // Room for 50 VMs and a bit.
-    let memory = Bytes(50 * VM_BYTES + VM_BYTES / 2);
-    server.resize(Resources { cpus: 1000, memory, disk: Bytes(1 << 50) }).await;
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let request = server.http.post(format!("{}/instances", server.base)).bearer_auth(&server.token);
@@ -124,8 +124,8 @@ async fn of_many_clients_at_once_those_are_admitted_that_fit_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_shows_sizes_that_people_read() {
-    let server = Server::start().await;
-    server.resize(Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) }).await;
+    let capacity = Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) };
+    let server = Server::start_sized(capacity, |_, _| {}).await;
     server.create(small("web")).await;
     let run = async |words: &[&str]| {
         let (code, out, err) =

@@ -16,12 +16,12 @@ use stead::api::{
 };
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::network::admission;
-use stead_controllers::node::{self, local};
+use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::{SimRegistryImage, World, network_spec, node_spec};
+use stead_controllers::sim::{AMPLE, SimRegistryImage, World, network_spec, node_spec};
 use stead_controllers::store::{MemoryKv, PlainSealer, Store};
 use stead_schemas::image::ImageConfig;
-use stead_schemas::node::{Node, NodeStatus, Resources};
+use stead_schemas::node::Resources;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -88,8 +88,26 @@ impl Server {
         users: LocalUsers,
         adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits),
     ) -> Self {
+        Self::start_on(AMPLE, tls, users, adjust).await
+    }
+
+    /// Starts on a host of this size.
+    pub(crate) async fn start_sized(
+        capacity: Resources,
+        adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits),
+    ) -> Self {
+        Self::start_on(capacity, None, LocalUsers::default(), adjust).await
+    }
+
+    async fn start_on(
+        capacity: Resources,
+        tls: Option<Tls>,
+        users: LocalUsers,
+        adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits),
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let world = World::new(1);
+        world.set_capacity(capacity);
         has(&world, 'a');
         let kv = MemoryKv::new();
         let kinds = stead_controllers::kinds();
@@ -180,14 +198,6 @@ impl Server {
     }
 
     /// Creates an instance that must be accepted.
-    /// Gives the simulated host another size.
-    pub(crate) async fn resize(&self, capacity: Resources) {
-        self.world.set_capacity(capacity);
-        let node = local(&self.store).expect("declared");
-        let status = NodeStatus { capacity, ..node.status.clone() };
-        self.store.write_status::<Node>(&node.meta.uid, status).await.expect("written");
-    }
-
     pub(crate) async fn create(&self, body: Value) -> Value {
         let answer = self.send("POST", "/instances", Some(body)).await;
         assert_eq!(answer.status, 201, "{}", answer.body);

@@ -124,6 +124,9 @@ class Document:
 
     def body(self, kind, names, prefix):
         found, required = self.fields(kind, names, prefix)
+        if prefix.startswith("instances.update") and "env" in found:
+            # An addition of the server: null removes a variable.
+            found["env"] = {"type": "object", "additionalProperties": {"type": ["string", "null"]}}
         wild = nullable({"type": "object", "properties": found, "required": required})
         tame = {name: TAME[name] for name in found if name in TAME}
         if not set(required) <= set(tame):
