@@ -27,7 +27,7 @@ async fn has(site: &Harness) -> Vec<String> {
 /// Crashes at the step that makes the file larger, before and after it.
 async fn crashes_while_it_grows(site: &mut Harness) {
     let (kind, action) = OF_GROWTH;
-    for (edge, gigabytes) in EDGES.into_iter().zip([3, 4]) {
+    for (edge, gigabytes) in EDGES.into_iter().zip([4, 5]) {
         let failpoint = format!("{kind}/{action}/{edge}");
         site.stop().await;
         site.spawn(Some(&failpoint));

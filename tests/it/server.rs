@@ -110,11 +110,9 @@ impl Server {
         world.set_capacity(capacity);
         has(&world, 'a');
         let kv = MemoryKv::new();
-        let kinds = stead_controllers::kinds();
-        let host = Arc::new(world.clone());
-        let (store, writer) =
-            Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds)
-                .expect("opened");
+        let (kinds, host) = (stead_controllers::kinds(), Arc::new(world.clone()));
+        let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
+        let (store, writer) = opened.expect("opened");
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(std::future::pending::<()>()));
         store.transact(move |tx| admission::declare_network(tx, network_spec())).await.expect("declared");
