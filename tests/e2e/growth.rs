@@ -27,7 +27,7 @@ async fn has(site: &Harness) -> Vec<String> {
 /// Crashes at the step that makes the file larger, before and after it.
 async fn crashes_while_it_grows(site: &mut Harness) {
     let (kind, action) = OF_GROWTH;
-    for (edge, gigabytes) in EDGES.into_iter().zip([4, 5]) {
+    for (edge, gigabytes) in EDGES.into_iter().zip([4u64, 5]) {
         let failpoint = format!("{kind}/{action}/{edge}");
         site.stop().await;
         site.spawn(Some(&failpoint));
@@ -39,7 +39,7 @@ async fn crashes_while_it_grows(site: &mut Harness) {
         settles(site, &failpoint).await;
         site.start().await;
         let bytes = site.shell("stat -c %s $DATA/disks/*.ext4 | sort -n | tail -n 1");
-        assert_eq!(bytes.trim(), (gigabytes << 30u64).to_string());
+        assert_eq!(bytes.trim(), (gigabytes << 30).to_string());
     }
 }
 
