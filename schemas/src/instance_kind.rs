@@ -57,6 +57,10 @@ impl Kind for Instance {
     }
 
     fn usage(object: &Object<Self>) -> Usage {
-        if object.holds_resources() { object.spec.demand() } else { Usage::default() }
+        let mut usage = if object.holds_resources() { object.spec.demand() } else { Usage::default() };
+        // The disk itself grows when the changes that wait are carried out.
+        let overlay = object.spec.pending.overlay.unwrap_or_default();
+        usage.overlays += u128::from(overlay.0.saturating_sub(object.spec.overlay.0));
+        usage
     }
 }

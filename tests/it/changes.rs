@@ -199,6 +199,13 @@ async fn changes_that_cannot_be_are_refused_before_they_are_stored() {
         "{}",
         refused.body
     );
+    let refused = patch(&server, json!({"overlay_size": "99GB"})).await;
+    assert_eq!(
+        (refused.status, &refused.body["code"]),
+        (409, &json!("insufficient_resources")),
+        "{}",
+        refused.body
+    );
     let rehearsed = server.send("PATCH", &format!("{PATH}?dry_run=true"), Some(json!({"size": "2GB"}))).await;
     assert_eq!(rehearsed.status, 409, "{}", rehearsed.body);
     let seen = read(&server).await;
