@@ -24,7 +24,6 @@ struct Source {
 }
 
 const LINES_MAX: usize = 500;
-const LINES_HARD_MAX: usize = 800;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -85,11 +84,7 @@ fn every_file_opens_with_its_job() {
 fn files_hold_one_idea_in_few_lines() {
     let findings = sources().into_iter().filter_map(|file| {
         let lines = file.text.lines().count();
-        let is_test = file.path.ends_with("tests.rs")
-            || file.path.contains("/tests/")
-            || file.path.starts_with("tests/");
-        let max = if is_test { LINES_HARD_MAX } else { LINES_MAX };
-        (lines > max).then(|| format!("{} has {lines} lines; {max} are allowed", file.path))
+        (lines > LINES_MAX).then(|| format!("{} has {lines} lines; {LINES_MAX} are allowed", file.path))
     });
     none(findings.collect());
 }
