@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, OF_CHANGES};
+use crate::crash::{EDGES, OF_CHANGES, crash_at_change};
 use crate::harness::{Harness, image};
 use crate::invariants::settles;
 use crate::machine_types::verb;
@@ -32,13 +32,8 @@ async fn crashes_while_it_changes(site: &mut Harness) {
     let (kind, action) = OF_CHANGES;
     for (edge, vcpus) in EDGES.into_iter().zip([1, 2]) {
         let failpoint = format!("{kind}/{action}/{edge}");
-        site.stop().await;
-        site.spawn(Some(&failpoint));
-        site.answers().await;
         let body = json!({ "vcpus": vcpus, "restart": true });
-        site.attempt(Method::PATCH, "/instances/box", Some(body)).await;
-        site.crashed(&failpoint).await;
-        site.start().await;
+        crash_at_change(site, &failpoint, "/instances/box", body).await;
         let is_right = |seen: &Value| seen["state"] == "Running" && seen["pending_changes"].is_null();
         site.until("box", "the change", is_right).await;
         assert_eq!(shell(site, "box", "nproc").await, vcpus.to_string());

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
 use stead_controllers::ingress::IngressReconciler;
@@ -177,7 +177,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
 }
 
 /// Returns limits of the traffic of an instance, in both directions.
-fn limited() -> serde_json::Value {
+fn limited() -> Value {
     json!({ "bandwidth_download": "800Mbps", "bandwidth_upload": "800Mbps" })
 }
 
@@ -335,19 +335,23 @@ fn a_crash_at_any_step_of_a_run_ends_in_the_desired_state() {
 
 /// Requests a verb at which a daemon with a failpoint dies, and starts the next daemon.
 pub(crate) async fn crash_at_verb(site: &mut Harness, failpoint: &str, path: &str) {
-    crash_at_request(site, failpoint, path, serde_json::Value::Null).await;
+    crash_at(site, failpoint, (Method::POST, path), None).await;
 }
 
-pub(crate) async fn crash_at_request(
-    site: &mut Harness,
-    failpoint: &str,
-    path: &str,
-    body: serde_json::Value,
-) {
+pub(crate) async fn crash_at_request(site: &mut Harness, failpoint: &str, path: &str, body: Value) {
+    crash_at(site, failpoint, (Method::POST, path), Some(body)).await;
+}
+
+/// Requests a change at which a daemon with a failpoint dies, and starts the next daemon.
+pub(crate) async fn crash_at_change(site: &mut Harness, failpoint: &str, path: &str, body: Value) {
+    crash_at(site, failpoint, (Method::PATCH, path), Some(body)).await;
+}
+
+async fn crash_at(site: &mut Harness, failpoint: &str, (method, path): (Method, &str), body: Option<Value>) {
     site.stop().await;
     site.spawn(Some(failpoint));
     site.answers().await;
-    site.attempt(Method::POST, path, Some(body).filter(|body| !body.is_null())).await;
+    site.attempt(method, path, body).await;
     site.crashed(failpoint).await;
     site.start().await;
 }

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::limits::{DISK_BURST, DISK_BURST_TIME};
 
-use crate::crash::{EDGES, OF_DISK_LIMIT};
+use crate::crash::{EDGES, OF_DISK_LIMIT, crash_at_change};
 use crate::fixtures::until;
 use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
@@ -57,18 +57,13 @@ async fn is_given_back(site: &Harness) {
 /// Crashes at the step that changes the limit of a running VM. The judge compares the VM with the spec afterwards.
 async fn crashes_while_it_changes(site: &mut Harness) {
     let (kind, action) = OF_DISK_LIMIT;
-    site.stop().await;
     for (edge, rate) in EDGES.into_iter().zip(["50MB/s", "60MB/s"]) {
         let failpoint = format!("{kind}/{action}/{edge}");
-        site.spawn(Some(&failpoint));
-        site.answers().await;
-        site.attempt(Method::PATCH, "/instances/box", Some(json!({ "disk_io_bps": rate }))).await;
-        site.crashed(&failpoint).await;
-        site.start().await;
+        crash_at_change(site, &failpoint, "/instances/box", json!({ "disk_io_bps": rate })).await;
         // It ends the daemon.
         settles(site, &failpoint).await;
+        site.start().await;
     }
-    site.start().await;
 }
 
 async fn is_limited_and_freed(site: &mut Harness, hypervisor: &str) {

@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, OF_GROWTH};
+use crate::crash::{EDGES, OF_GROWTH, crash_at_change};
 use crate::harness::{Harness, image};
 use crate::invariants::settles;
 use crate::machine_types::verb;
@@ -29,12 +29,7 @@ async fn crashes_while_it_grows(site: &mut Harness) {
     let (kind, action) = OF_GROWTH;
     for (edge, gigabytes) in EDGES.into_iter().zip([4u64, 5]) {
         let failpoint = format!("{kind}/{action}/{edge}");
-        site.stop().await;
-        site.spawn(Some(&failpoint));
-        site.answers().await;
-        site.attempt(Method::PATCH, "/volumes/data", Some(json!({ "size_gb": gigabytes }))).await;
-        site.crashed(&failpoint).await;
-        site.start().await;
+        crash_at_change(site, &failpoint, "/volumes/data", json!({ "size_gb": gigabytes })).await;
         // It ends the daemon.
         settles(site, &failpoint).await;
         site.start().await;
