@@ -136,8 +136,8 @@ impl InstanceSpec {
         self.rates.disk.filter(|rate| rate.0 > 0)
     }
 
-    /// Returns what a VM of the instance takes of its host while it runs, or after its next start where that is more.
-    /// Its disks are counted by themselves.
+    /// Returns what a VM of the instance takes of its host while it runs, or after its next start where that is more,
+    /// apart from the disks, which are counted by themselves.
     #[must_use]
     pub fn demand(&self) -> Usage {
         let rate = |rate: Option<Rate>| rate.map_or(0, |rate| u128::from(rate.0));

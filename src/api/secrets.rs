@@ -1,12 +1,9 @@
 //! Removal of secrets from responses to readers that may not see them.
 
-use stead_schemas::api::{Ingress, Instance};
+use stead_schemas::api::{Ingress, Instance, MASK};
 use stead_schemas::instance::Secret;
 
 use super::auth::{Bearer, Scope};
-
-/// Text in place of a secret value.
-const MASK: &str = "***";
 
 /// Returns an instance without the secrets that its reader may not see; the names of variables are visible
 /// to all.

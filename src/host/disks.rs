@@ -29,7 +29,7 @@ const SNAPSHOT_DISK: &str = "disk.ext4";
 
 /// Options that leave the inodes, the journal and the group tables of a new file zero, so that there is nothing to
 /// write: a 10 GB file system takes 5 ms and 236 KiB, and the guest's kernel does not write them later either.
-/// `resize_inode` would reserve blocks for growth, which an overlay never does.
+/// `resize_inode` would reserve blocks for growth, for which the guest's kernel needs none: it uses `meta_bg`.
 const MKFS_OPTIONS: &[&str] = &[
     "-q",
     "-F",

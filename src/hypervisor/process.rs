@@ -29,8 +29,8 @@ const THREADS_MAX: u64 = 256;
 /// Tasks of a group beside the threads of its VMM: those of the kernel that move the guest's frames.
 const STARTING_TASKS: u64 = 32;
 
-/// Returns the largest size in bytes of a file that a VMM writes. Its disks do not grow, and the console's
-/// log must be able to reach the length at which it is rotated.
+/// Returns the largest size in bytes of a file that a VMM writes. A disk that grows meanwhile is as large as before for
+/// this VMM, and the console's log must be able to reach the length at which it is rotated.
 pub(crate) fn file_size_max(largest: u64, console_log_max: Bytes) -> u64 {
     largest.max(console_log_max.0.saturating_mul(2))
 }

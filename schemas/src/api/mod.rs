@@ -47,7 +47,7 @@ pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use ingress::{Ingress, IngressMatch, IngressRequest, IngressRule, IngressTarget, RequestHeaderAuth};
 pub use instance::{Instance, InstanceRequest, InstanceStart, NetworkView, WaitForState, parse_state};
 pub use patch::InstancePatch;
-pub use pending::{Applies, PendingView};
+pub use pending::{Applies, MASK, PendingView};
 pub use policy::RestartView;
 pub use resources::{DiskBreakdown, GpuResourceStatus, ResourceAllocation, ResourceStatus, Resources};
 pub use schedule::{RetentionView, ScheduleRequest, SnapshotSchedule, SnapshotScheduleSet};

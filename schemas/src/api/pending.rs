@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::instance::{Hypervisor, Pending, Secret};
 use crate::quantity::Bytes;
 
-/// Text in the place of a secret value.
-const MASK: &str = "***";
+/// Text instead of a secret value.
+pub const MASK: &str = "***";
 
 /// The time at which a change applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
