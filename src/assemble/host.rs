@@ -55,8 +55,7 @@ impl Host {
         let has_cgroups = cgroups.is_enforced();
         let images = open_images(config, reports)?;
         let disk_dir = config.data_dir.join("disks");
-        let snapshot_dir = config.data_dir.join("snapshots");
-        let disks = Ext4Files::new(disk_dir.clone(), snapshot_dir, config.disk_reserve()).map_err(chained)?;
+        let disks = Ext4Files::new(&config.data_dir, config.disk_reserve()).map_err(chained)?;
         disks.sweep_prepared(|name| takes(store, name)).map_err(chained)?;
         let scratch = config.data_dir.join("archives");
         let archives = VolumeArchives::new(&images, disks.clone(), scratch).map_err(chained)?;

@@ -20,8 +20,6 @@ use tokio::process::Command;
 use super::{files, sparse};
 
 const EXTENSION: &str = "ext4";
-/// Name of the directory of prepared files, in the disk directory.
-const PREPARED: &str = "prepared";
 /// The words of mkfs.ext4 for files that do not fit.
 const NO_FIT: &str = "Could not allocate";
 /// Name of the root disk among the files of a snapshot.
@@ -46,24 +44,30 @@ const JOURNAL_OPTIONS: &[&str] = &["-J", "size=16"];
 /// Size from which the default journal is larger than this one.
 const JOURNAL_FROM: Bytes = Bytes(512 << 20);
 
-/// The disk directory.
+/// The directories of disks in the data directory.
 #[derive(Debug, Clone)]
 pub struct Ext4Files {
     directory: PathBuf,
+    /// Directory of prepared files. It is no part of the disk directory, in which each file is a disk.
+    prepared: PathBuf,
     /// Directory of snapshots, to copy from.
     snapshots: PathBuf,
     reserve: Bytes,
 }
 
 impl Ext4Files {
-    /// Creates the disk directory.
+    /// Creates the directories of disks and of prepared files, with the parents that they need.
     ///
     /// # Errors
-    /// Returns an error when the directory cannot be created.
-    pub fn new(directory: PathBuf, snapshots: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
-        files::make_directory(&directory.join(PREPARED))
-            .map_err(|error| HostError::io("make", directory.display().to_string(), error))?;
-        Ok(Self { directory, snapshots, reserve })
+    /// Returns an error when a directory cannot be created.
+    pub fn new(data_dir: &Path, reserve: Bytes) -> Result<Self, HostError> {
+        let [directory, prepared, snapshots] =
+            ["disks", "prepared", "snapshots"].map(|name| data_dir.join(name));
+        for made in [&directory, &prepared] {
+            files::make_directory(made)
+                .map_err(|error| HostError::io("make", made.display().to_string(), error))?;
+        }
+        Ok(Self { directory, prepared, snapshots, reserve })
     }
 
     /// Makes a file system with the content of a directory in a prepared file of this name.
@@ -93,9 +97,8 @@ impl Ext4Files {
     /// # Errors
     /// Returns an error when the directory cannot be read, or a file cannot be removed.
     pub(crate) fn sweep_prepared(&self, is_taken: impl Fn(&Uid) -> bool) -> Result<(), HostError> {
-        let directory = self.directory.join(PREPARED);
-        let failed = |error| HostError::io("sweep", directory.display().to_string(), error);
-        for entry in fs::read_dir(&directory).map_err(failed)? {
+        let failed = |error| HostError::io("sweep", self.prepared.display().to_string(), error);
+        for entry in fs::read_dir(&self.prepared).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if named(&entry.file_name()).is_none_or(|name| !is_taken(&name)) {
                 fs::remove_file(entry.path()).map_err(failed)?;
@@ -115,7 +118,7 @@ impl Ext4Files {
     }
 
     fn prepared(&self, name: &Uid) -> PathBuf {
-        Self::path(&self.directory.join(PREPARED), name)
+        Self::path(&self.prepared, name)
     }
 
     /// Returns the name of a disk among the files of a snapshot: of the root disk, or of another disk by its uid.
@@ -134,20 +137,14 @@ impl Ext4Files {
         Self::path(&self.directory, owner)
     }
 
-    fn sync_directories(&self) -> io::Result<()> {
-        File::open(&self.directory)?.sync_all()?;
-        File::open(self.directory.join(PREPARED))?.sync_all()
-    }
-
     /// Makes a file without a name durable and gives it its name.
     async fn link(&self, path: PathBuf, file: File) -> io::Result<()> {
-        let disks = self.clone();
         let linked = tokio::task::spawn_blocking(move || {
             file.sync_all()?;
             let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
             match rustix::fs::linkat(CWD, &nameless, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
                 // An earlier pass, dropped before its answer, may have created the name.
-                Ok(()) | Err(rustix::io::Errno::EXIST) => disks.sync_directories(),
+                Ok(()) | Err(rustix::io::Errno::EXIST) => sync_directory_of(&path),
                 Err(error) => Err(error.into()),
             }
         });
@@ -203,10 +200,11 @@ impl Disks for Ext4Files {
         if self.inspect(owner).await?.is_some() {
             return Ok(());
         }
-        let (disks, from, to) = (self.clone(), self.prepared(prepared), self.path_of(owner));
+        let (from, to) = (self.prepared(prepared), self.path_of(owner));
         let taken = tokio::task::spawn_blocking(move || {
-            fs::rename(from, to)?;
-            disks.sync_directories()
+            fs::rename(&from, &to)?;
+            sync_directory_of(&to)?;
+            sync_directory_of(&from)
         });
         taken.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)
     }
@@ -258,10 +256,10 @@ impl Disks for Ext4Files {
     }
 
     async fn remove(&self, owner: &Uid) -> Result<(), HostError> {
-        let (disks, path) = (self.clone(), self.path_of(owner));
+        let path = self.path_of(owner);
         // Freeing the blocks of a large file takes a while.
-        let removed = tokio::task::spawn_blocking(move || match fs::remove_file(path) {
-            Ok(()) => disks.sync_directories(),
+        let removed = tokio::task::spawn_blocking(move || match fs::remove_file(&path) {
+            Ok(()) => sync_directory_of(&path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         });
@@ -282,6 +280,11 @@ pub(crate) enum Filled {
     Whole,
     /// The content does not fit.
     TooSmall,
+}
+
+/// Makes the name of a file durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 /// Returns the uid that a file is named by.

@@ -90,7 +90,7 @@ impl Host {
             images,
             links: Netlink::new(Scope::new(bridge()).expect("valid")).expect("sockets open"),
             firewall: Nft::new(),
-            disks: Ext4Files::new(data.join("disks"), data.join("snapshots"), Bytes(0)).expect("opened"),
+            disks: Ext4Files::new(&data, Bytes(0)).expect("opened"),
             rest: World::new(1),
         }
     }

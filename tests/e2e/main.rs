@@ -13,6 +13,7 @@ mod crash;
 mod crowd;
 mod deaths;
 mod debian;
+mod demo;
 mod disk_limits;
 mod drift;
 mod drivers;

@@ -35,8 +35,7 @@ async fn upload(site: &Harness, parameters: &str, archive: Vec<u8>) -> Answer {
 
 /// Returns the names of what is left of archives in the data directory.
 fn left(data: &Path) -> Vec<std::ffi::OsString> {
-    let entries =
-        ["archives", "disks/prepared"].map(|name| std::fs::read_dir(data.join(name)).expect("there"));
+    let entries = ["archives", "prepared"].map(|name| std::fs::read_dir(data.join(name)).expect("there"));
     entries.into_iter().flatten().map(|entry| entry.expect("read").file_name()).collect()
 }
 

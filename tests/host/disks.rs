@@ -12,14 +12,15 @@ use crate::namespace::{in_namespace, shell, uid};
 
 const RESERVE: Bytes = Bytes(1 << 20);
 
-fn disks(directory: &Path) -> Ext4Files {
-    Ext4Files::new(directory.to_owned(), directory.join("snapshots"), RESERVE).expect("the directory is made")
+/// Opens the disks of a data directory.
+fn disks(data_dir: &Path) -> Ext4Files {
+    Ext4Files::new(data_dir, RESERVE).expect("the directory is made")
 }
 
 #[tokio::test]
 async fn a_disk_is_a_sound_sparse_file_system_of_the_desired_size() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
-    let disks = disks(&scratch.path().join("disks"));
+    let disks = disks(scratch.path());
     for (first, size) in [('a', 16 << 20), ('b', 600 << 20), ('c', 100 << 30)] {
         let (owner, size) = (uid(first), Bytes(size));
         assert_eq!(disks.inspect(&owner).await.expect("read"), None);
@@ -50,10 +51,8 @@ async fn a_disk_is_a_sound_sparse_file_system_of_the_desired_size() {
     assert_eq!(left, 2, "what is not a disk of ours stays, and nothing temporary is left");
 }
 
-/// Counts the entries of a disk directory, apart from the directory of prepared files.
 fn entries(directory: &Path) -> usize {
-    let entries = fs::read_dir(directory).expect("there").map(|entry| entry.expect("read").file_name());
-    entries.filter(|name| name != "prepared").count()
+    fs::read_dir(directory).expect("there").count()
 }
 
 #[tokio::test]
@@ -67,7 +66,7 @@ async fn a_create_that_is_dropped_leaves_no_file() {
         // A single poll starts the creation of the file system and waits for it.
         assert!(futures::poll!(create.as_mut()).is_pending());
     }
-    assert_eq!(entries(scratch.path()), 0);
+    assert_eq!(entries(&scratch.path().join("disks")), 0);
     disks.create(&uid('a'), Bytes(1 << 30)).await.expect("the next try makes it");
 }
 

@@ -297,17 +297,15 @@ impl Harness {
 
     /// Lists the files of instances: disks, also prepared ones, logs, memories, runtime directories.
     pub(crate) fn instance_files(&self) -> Vec<PathBuf> {
-        let prepared = self.data().join("disks/prepared");
         let directories = [
             self.data().join("disks"),
-            prepared.clone(),
+            self.data().join("prepared"),
             self.data().join("logs"),
             self.data().join("memory"),
             self.run_dir().join("vm"),
         ];
         let entries = |dir: &PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().collect::<Vec<_>>();
-        let files = directories.iter().flat_map(entries).map(|entry| entry.path());
-        files.filter(|file| *file != prepared).collect()
+        directories.iter().flat_map(entries).map(|entry| entry.path()).collect()
     }
 }
 
