@@ -24,6 +24,8 @@ pub enum ConditionType {
     Confined,
     /// Changes of the spec wait for a start; reported only while some do.
     PendingChanges,
+    /// The guest has as much hotplug memory as it should; reported only while it has not.
+    MemoryResized,
 }
 
 /// The status of a condition.
@@ -89,6 +91,10 @@ pub enum Reason {
     WallsMissing,
     /// A change cannot reach a program that runs, or a memory that is saved.
     WaitingForStart,
+    /// The guest is giving memory back, or getting it.
+    ResizingMemory,
+    /// The guest uses memory that it should give back; the message says what uses it.
+    MemoryInUse,
     ImageNotFound,
     ImageUnauthorized,
     ImageInvalid,

@@ -36,6 +36,13 @@ pub struct InstanceSpec {
     pub pull: u64,
     pub vcpus: u32,
     pub memory: Bytes,
+    /// Memory on top of `memory` that the guest can give back and get again while it runs: a multiple of
+    /// [`limits::MEMORY_BLOCK`].
+    #[serde(default)]
+    pub hotplug: Bytes,
+    /// The part of `hotplug` that the guest should have; `None` means all of it.
+    #[serde(default)]
+    pub hotplugged: Option<Bytes>,
     pub overlay: Bytes,
     /// The limits of traffic that the client asked for.
     #[serde(default)]
@@ -104,6 +111,7 @@ pub struct InstanceSpec {
 pub struct Pending {
     pub vcpus: Option<u32>,
     pub memory: Option<Bytes>,
+    pub hotplug: Option<Bytes>,
     /// New size of the disk over the image, which is larger than the present one.
     pub overlay: Option<Bytes>,
     /// New values of environment variables; `None` removes the variable.
@@ -136,6 +144,23 @@ impl InstanceSpec {
         self.rates.disk.filter(|rate| rate.0 > 0)
     }
 
+    /// Returns the memory of the guest when it has all of its hotplug memory, in whole megabytes, as VMMs count it.
+    #[must_use]
+    pub fn memory_max(&self) -> Bytes {
+        in_all(self.memory, self.hotplug)
+    }
+
+    /// Returns the same of the VM after the next start.
+    fn next_memory_max(&self) -> Bytes {
+        in_all(self.pending.memory.unwrap_or(self.memory), self.pending.hotplug.unwrap_or(self.hotplug))
+    }
+
+    /// Returns the hotplug memory that the guest should have.
+    #[must_use]
+    pub fn hotplug_target(&self) -> Bytes {
+        self.hotplugged.map_or(self.hotplug, |part| part.min(self.hotplug))
+    }
+
     /// Returns what a VM of the instance takes of its host while it runs, or after its next start where that is more,
     /// apart from the disks, which are counted by themselves.
     #[must_use]
@@ -143,7 +168,7 @@ impl InstanceSpec {
         let rate = |rate: Option<Rate>| rate.map_or(0, |rate| u128::from(rate.0));
         Usage {
             vcpus: u128::from(self.pending.vcpus.map_or(self.vcpus, |next| next.max(self.vcpus))),
-            memory: vm_memory(self.pending.memory.map_or(self.memory, |next| next.max(self.memory))),
+            memory: vm_memory(self.memory_max().max(self.next_memory_max())),
             download: rate(self.rates.download),
             upload: rate(self.rates.upload),
             disk_io: rate(self.rates.disk),
@@ -160,6 +185,10 @@ impl InstanceSpec {
         let due = idle.idle_since?.saturating_add(timeout).unwrap_or(Timestamp::MAX);
         Some(self.hold_until.map_or(due, |hold| hold.max(due)))
     }
+}
+
+fn in_all(memory: Bytes, hotplug: Bytes) -> Bytes {
+    Bytes((memory.mib_ceil() << 20).saturating_add(hotplug.0))
 }
 
 /// Choices that were made in the commit that stored the spec.
@@ -319,6 +348,9 @@ pub struct InstanceStatus {
     #[serde(default)]
     pub prepared_launch: Option<LaunchId>,
     pub vmm_pid: Option<u32>,
+    /// Hotplug memory that the guest has, as it last reported while it ran; `None` without any.
+    #[serde(default)]
+    pub hotplugged: Option<Bytes>,
     /// The last grant that was given back: no VM was there any more, and none was to come.
     #[serde(default)]
     pub returned: GrantNo,

@@ -17,6 +17,7 @@ impl Pending {
         let Self {
             vcpus,
             memory,
+            hotplug,
             overlay,
             env,
             entrypoint,
@@ -28,6 +29,7 @@ impl Pending {
         let fields = [
             ("vcpus", vcpus.is_some()),
             ("size", memory.is_some()),
+            ("hotplug_size", hotplug.is_some()),
             ("overlay_size", overlay.is_some()),
             ("env", !env.is_empty()),
             ("entrypoint", entrypoint.is_some()),
@@ -47,6 +49,7 @@ impl Pending {
         }
         replace(&mut self.vcpus, newer.vcpus);
         replace(&mut self.memory, newer.memory);
+        replace(&mut self.hotplug, newer.hotplug);
         replace(&mut self.overlay, newer.overlay);
         self.env.extend(newer.env);
         replace(&mut self.entrypoint, newer.entrypoint);
@@ -65,6 +68,7 @@ impl Pending {
         Self {
             vcpus: other(self.vcpus, &spec.vcpus),
             memory: other(self.memory, &spec.memory),
+            hotplug: other(self.hotplug, &spec.hotplug),
             overlay: other(self.overlay, &spec.overlay),
             env: self.env.into_iter().filter(|(name, value)| is_other(name, value)).collect(),
             entrypoint: self.entrypoint.filter(|new| spec.entrypoint.as_ref() != Some(new)),
@@ -89,6 +93,7 @@ impl InstanceSpec {
         let changes = std::mem::take(&mut self.pending);
         self.vcpus = changes.vcpus.unwrap_or(self.vcpus);
         self.memory = changes.memory.unwrap_or(self.memory);
+        self.hotplug = changes.hotplug.unwrap_or(self.hotplug);
         self.overlay = changes.overlay.unwrap_or(self.overlay);
         for (name, value) in changes.env {
             match value {
@@ -117,6 +122,7 @@ mod tests {
     use super::*;
     use crate::instance::Hypervisor;
     use crate::quantity::Bytes;
+    use crate::resource::vm_memory;
 
     fn spec() -> InstanceSpec {
         let spec = serde_json::json!({
@@ -139,12 +145,14 @@ mod tests {
         let env = [variable("OLD", None), variable("NEW", Some("2"))].into();
         spec.defer(Pending { vcpus: Some(4), env, ..Pending::default() });
         let env = [variable("NEW", Some("3"))].into();
-        spec.defer(Pending { memory: Some(Bytes(2 << 30)), env, ..Pending::default() });
-        assert_eq!(spec.pending.fields(), ["vcpus", "size", "env"]);
+        let (memory, hotplug) = (Some(Bytes(2 << 30)), Some(Bytes(1 << 30)));
+        spec.defer(Pending { memory, hotplug, env, ..Pending::default() });
+        assert_eq!(spec.pending.fields(), ["vcpus", "size", "hotplug_size", "env"]);
         assert_eq!((spec.vcpus, spec.memory), (2, Bytes(1 << 30)));
         // What runs counts, and what is to run.
-        assert_eq!(spec.demand().vcpus, 4);
+        assert_eq!((spec.demand().vcpus, spec.demand().memory), (4, vm_memory(Bytes(3 << 30))));
         spec.apply_pending();
+        assert_eq!((spec.hotplug, spec.hotplug_target()), (Bytes(1 << 30), Bytes(1 << 30)));
         assert_eq!((spec.vcpus, spec.memory, spec.pending.is_empty()), (4, Bytes(2 << 30), true));
         let names: Vec<_> = spec.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str())).collect();
         assert_eq!(names, [("KEPT", "1"), ("NEW", "3")]);
@@ -158,6 +166,8 @@ mod tests {
         let cmd = Some(vec!["run".to_owned()]);
         let env = [variable("KEPT", Some("1")), variable("ABSENT", None)].into();
         spec.defer(Pending { vcpus: Some(2), cmd, env, ..Pending::default() });
+        assert_eq!(spec.pending.fields(), ["skip_guest_agent"]);
+        spec.defer(Pending { hotplug: Some(Bytes(0)), ..Pending::default() });
         assert_eq!(spec.pending.fields(), ["skip_guest_agent"]);
         assert_eq!(spec.demand().vcpus, 2);
     }

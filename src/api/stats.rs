@@ -19,8 +19,8 @@ pub(super) async fn stats(
     stats.instance_id = object.meta.uid.to_string();
     stats.instance_name = object.meta.name.to_string();
     stats.allocated_vcpus = object.spec.vcpus;
-    stats.allocated_memory_bytes = object.spec.memory.0;
-    stats.memory_utilization_ratio = ratio(stats.memory_rss_bytes, object.spec.memory.0);
+    stats.allocated_memory_bytes = object.spec.memory_max().0;
+    stats.memory_utilization_ratio = ratio(stats.memory_rss_bytes, object.spec.memory_max().0);
     Ok(Json(stats))
 }
 

@@ -18,7 +18,7 @@ use super::client::Client;
 use super::instance_table::show_all;
 use super::policies::Policies;
 use super::show::{age, line, print, shown};
-use super::{Failure, Output, auto_standby, bandwidth, health, images, volumes};
+use super::{Failure, Output, auto_standby, bandwidth, health, hotplug, images, volumes};
 
 /// Time for an instance to reach the state that a verb asks for; a boot on a busy host takes less.
 const ARRIVAL_MAX: Duration = Duration::from_secs(120);
@@ -60,6 +60,8 @@ pub(crate) struct Run {
     tags: Vec<(String, String)>,
     #[command(flatten)]
     bandwidth: bandwidth::Bandwidth,
+    #[command(flatten)]
+    hotplug: hotplug::Hotplug,
     #[command(flatten)]
     policies: Policies,
     /// Return as soon as the spec is stored.
@@ -159,6 +161,7 @@ fn body(run: &Run) -> Result<Value, Failure> {
         set("volumes", run.volumes.iter().map(volumes::Mount::entry).collect());
     }
     run.bandwidth.put(&mut body);
+    run.hotplug.put(&mut body);
     run.policies.put(&mut body)?;
     Ok(body)
 }
@@ -243,6 +246,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
         ("Generation", format!("{}, observed {}", instance.generation, instance.observed_generation)),
     ];
     facts.extend(instance.network.ip.clone().map(|ip| ("Address", ip)));
+    facts.extend(hotplug::summary(&instance).map(|memory| ("Hotplug", memory)));
     facts.extend(instance.disk_io_bps.clone().map(|rate| ("Disk limit", rate)));
     facts.extend(bandwidth::summary(&instance.network).map(|limits| ("Bandwidth", limits)));
     facts.extend(instance.vmm_pid.map(|pid| ("VMM process", pid.to_string())));

@@ -15,6 +15,7 @@ mod daemon;
 mod exec;
 mod follow;
 mod health;
+mod hotplug;
 mod images;
 mod ingresses;
 mod instance_table;

@@ -8,6 +8,7 @@ use stead_schemas::api::{Applies, Instance};
 use super::arguments::pair;
 use super::bandwidth::Bandwidth;
 use super::client::Client;
+use super::hotplug::Hotplug;
 use super::instance_table::show_all;
 use super::policies::Policies;
 use super::show::shown;
@@ -39,6 +40,8 @@ pub(crate) struct Update {
     tags: Vec<(String, String)>,
     #[command(flatten)]
     bandwidth: Bandwidth,
+    #[command(flatten)]
+    hotplug: Hotplug,
     #[command(flatten)]
     policies: Policies,
     /// Start a program that runs again, so that it sees all changes now.
@@ -82,6 +85,7 @@ impl Update {
             body["restart"] = true.into();
         }
         self.bandwidth.put(&mut body);
+        self.hotplug.put(&mut body);
         self.policies.put(&mut body)?;
         Ok(body)
     }

@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use bytes::Buf;
 use jiff::Timestamp;
-use stead_controllers::host::{GuestPhase, GuestView};
+use stead_controllers::host::{GuestMemory, GuestPhase, GuestView};
 use stead_schemas::guest::{
-    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, Note, PROTOCOL, Phase, Request, ToGuest, Token,
+    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, HotplugMemory, Note, PROTOCOL, Phase, Request,
+    ToGuest, Token,
 };
 use stead_schemas::instance::Exit;
-use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::limits::{HOTPLUG_MAX, MEMORY_BLOCK, MESSAGE_CHARS_MAX};
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 use stead_schemas::validate::printable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -50,6 +52,8 @@ const USELESS_PERIOD: Duration = Duration::from_secs(1);
 const INCARNATION_CHARS_MAX: usize = 64;
 /// The nonce in a state of a guest process that has read no `Attach` yet.
 const UNATTACHED: u64 = 0;
+/// Limit on blocks of memory that a guest can give back.
+const BLOCKS_MAX: usize = (HOTPLUG_MAX.0 / MEMORY_BLOCK.0) as usize;
 /// Limit on requests that wait for the channel. There is never more than one of each kind.
 const REQUESTS_MAX: usize = 8;
 
@@ -177,6 +181,8 @@ pub(crate) fn silent() -> GuestView {
         incarnation: None,
         identity_error: None,
         identity_sent: None,
+        memory: None,
+        memory_asked: None,
         is_unresponsive: false,
     }
 }
@@ -218,7 +224,10 @@ impl Channel {
         let mut useless = Useless::default();
         self.nonce = self.nonce.wrapping_add(1);
         // What was sent through an earlier connection may be lost.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).identity_sent = None;
+        {
+            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            (view.identity_sent, view.memory_asked) = (None, None);
+        }
         let nonce = self.nonce;
         if !self.ask(&mut writer).await {
             return "the first frame was not taken";
@@ -332,7 +341,8 @@ impl Channel {
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
             let identity_error = state.identity_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
             let asked = if is_another { silent() } else { view.clone() };
-            let next = GuestView { phase, exit, incarnation, identity_error, ..asked };
+            let memory = state.memory.map(memory_of);
+            let next = GuestView { phase, exit, incarnation, identity_error, memory, ..asked };
             let is_new = *view != next;
             *view = next;
             (is_new, is_another)
@@ -370,6 +380,16 @@ fn phase_of(phase: Phase) -> GuestPhase {
         Phase::Configured => GuestPhase::Configured,
         Phase::Ready => GuestPhase::Ready,
         Phase::Exited => GuestPhase::Exited,
+    }
+}
+
+fn memory_of(memory: HotplugMemory) -> GuestMemory {
+    GuestMemory {
+        target: memory.target_bytes.map(Bytes),
+        used: Bytes(memory.used_bytes),
+        error: memory.error.map(|why| printable(&why, MESSAGE_CHARS_MAX)),
+        unused: memory.unused_blocks.into_iter().take(BLOCKS_MAX).collect(),
+        change: memory.change,
     }
 }
 
@@ -467,6 +487,7 @@ pub(super) mod fuzzing {
             view.exit.as_ref().map(|exit| &exit.message),
             view.incarnation.as_ref(),
             view.identity_error.as_ref(),
+            view.memory.as_ref().and_then(|memory| memory.error.as_ref()),
         ];
         for text in texts.into_iter().flatten() {
             assert!(!text.contains(char::is_control), "{text:?}");

@@ -147,6 +147,7 @@ impl Guest {
             incarnation: incarnation.map(ToOwned::to_owned),
             identity_error: None,
             window: WINDOW_BYTES,
+            memory: None,
         };
         self.frame(&Frame::control(&state).expect("small")).await;
     }
@@ -304,6 +305,7 @@ async fn a_flood_is_read_slowly_and_its_neighbour_is_served_meanwhile() {
             incarnation: None,
             identity_error: None,
             window: WINDOW_BYTES,
+            memory: None,
         };
         let frames = Frame::control(&state).expect("small").encode().repeat(500);
         while flooder.stream.write_all(&frames).await.is_ok() {

@@ -18,7 +18,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::LinkName;
 use stead_schemas::numbers::DeviceSet;
-use stead_schemas::quantity::Rate;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use super::record::{Mapping, VmPaths};
 use crate::guest_channel::Transport;
@@ -203,6 +203,19 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Builds the command line: a pure function of what the VM is started from.
     fn command(&self, start: &Start<'_>) -> VmmCommand;
+
+    /// Returns the offset in the file of the RAM of a physical address of a guest with so much memory, of which a part is
+    /// hotplug memory; `None` where there is no RAM. Only a VMM with [`RamAccess::Host`] and hotplug memory is asked.
+    fn ram_offset(
+        &self,
+        machine_type: MachineType,
+        memory: Bytes,
+        hotplug: Bytes,
+        address: u64,
+    ) -> Option<u64> {
+        let _ = (machine_type, memory, hotplug, address);
+        None
+    }
 
     /// Returns an argument of that command line that no other process has. A process whose record a crash
     /// prevented is found by it.

@@ -3,6 +3,7 @@
 use stead_controllers::host::{GuestPhase, Guests, HostError, HostErrorKind};
 use stead_schemas::guest::{Config, Frame, NewIdentity, Seed, ToGuest};
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
 use super::hypervisors::Hypervisors;
 use crate::guest_channel::random;
@@ -40,6 +41,16 @@ impl Guests for Hypervisors {
         let request = ToGuest::Identity { token, new_token, seed, identity: Box::new(identity.clone()) };
         let sent = Some(identity.incarnation.clone());
         attached.channel.ask(request, |view| view.identity_sent = sent).map_err(failed)
+    }
+
+    async fn resize_memory(&self, owner: &Uid, hotplugged: Bytes) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let token = attached.channel.token();
+        let request = ToGuest::Memory { token, hotplugged_bytes: hotplugged.0 };
+        let asked = attached.channel.ask(request, |view| view.memory_asked = Some(hotplugged));
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "resize the memory of", owner.as_str()).because(why)
+        })
     }
 
     async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {

@@ -29,6 +29,7 @@ pub mod record;
 mod restore;
 mod save;
 mod taps;
+mod unused_memory;
 mod vmms;
 
 use std::collections::BTreeMap;

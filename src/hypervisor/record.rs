@@ -114,6 +114,9 @@ pub(crate) struct Record {
     pub(crate) overlay: Option<Uid>,
     #[serde(default)]
     pub(crate) memory: Bytes,
+    /// The part of the memory that the guest can give back.
+    #[serde(default)]
+    pub(crate) hotplug: Bytes,
     #[serde(default)]
     pub(crate) mapping: Mapping,
     /// The inode of the file that the VMM maps.
@@ -169,6 +172,7 @@ impl Record {
             queues: plan.network.as_ref().map(|_| guest.queues),
             overlay: Some(plan.overlay.clone()),
             memory: plan.memory,
+            hotplug: plan.hotplug,
             volumes: plan.volumes.clone(),
             kernel_files: guest.kernel_files,
             ..Self::unwritten()
@@ -234,6 +238,7 @@ impl Record {
             has_disk_limit: false,
             overlay: None,
             memory: Bytes(0),
+            hotplug: Bytes(0),
             mapping: Mapping::Own,
             ram_inode: 0,
             volumes: Vec::new(),

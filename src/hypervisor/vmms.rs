@@ -24,6 +24,7 @@ use super::process;
 use super::record::Record;
 use super::save::on_thread;
 use super::taps::{attach_lost, check_tap, has_tap};
+use super::unused_memory;
 use crate::guest_channel::{clock, silent};
 use crate::host::directories::{remove_dir, uids_in};
 use crate::host::kernel::Kernel;
@@ -61,6 +62,7 @@ impl Hypervisors {
         let has_network = record.tap.as_ref().map_or(Ok(true), |tap| has_tap(identity.pid, tap.as_str()));
         let failed = |error| HostError::io("observe the network of", owner.as_str(), error);
         machine.is_network_cut = !has_network.map_err(failed)?;
+        machine.has_unused_memory = unused_memory::can_be_taken_back(record, &attached);
         machine.disk_limit = self.disk_limit(record, &attached, &machine.vmm).await;
         let failed = |error| HostError::io("observe the walls of", owner.as_str(), error);
         machine.missing_walls = missing_walls(identity.pid).map_err(failed)?.unwrap_or_default();
@@ -152,6 +154,7 @@ impl Vmms for Hypervisors {
             listening_since: record.launched_at,
             is_network_cut: false,
             disk_limit: DiskLimit::Fixed,
+            has_unused_memory: false,
             missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
             is_out_of_memory: false,
@@ -203,6 +206,7 @@ impl Vmms for Hypervisors {
         match change {
             MachineChange::Tap(tap) => self.replace_tap(owner, tap).await,
             MachineChange::DiskRate(rate) => self.limit_disks(owner, *rate).await,
+            MachineChange::UnusedMemory => self.take_memory_back(owner).await,
         }
     }
 

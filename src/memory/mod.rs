@@ -17,4 +17,4 @@ pub(crate) use self::dirty_pages::DirtyPages;
 pub(crate) use self::manifest::{
     EARLIER_QUEUES, FileMark, Manifest, Origin, RamKept, VolumeMark, number_launch,
 };
-pub(crate) use self::ram::{HeldRam, fresh_ram, ram_of};
+pub(crate) use self::ram::{HeldRam, free_ram, fresh_ram, ram_of};

@@ -6,14 +6,15 @@
 //! restored from the same file share its pages until they write to them, and the kernel reports which pages
 //! were written (`dirty_pages`).
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crc32fast::Hasher;
-use rustix::fs::{MemfdFlags, OFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SeekFrom, fallocate, memfd_create, seek};
 use stead_schemas::quantity::Bytes;
 
 use crate::host::process::of_process;
@@ -60,8 +61,25 @@ impl Drop for HeldRam {
     }
 }
 
-/// Opens the RAM of a living VMM.
+/// Frees the pages in these ranges of the anonymous RAM of a living VMM. Whoever reads them reads zeros.
+pub(crate) fn free_ram(pid: u32, ranges: &[Range<u64>]) -> io::Result<()> {
+    free(&open_ram(pid, File::options().read(true).write(true))?, ranges)
+}
+
+fn free(ram: &File, ranges: &[Range<u64>]) -> io::Result<()> {
+    for range in ranges {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(ram, flags, range.start, range.end.saturating_sub(range.start))?;
+    }
+    Ok(())
+}
+
+/// Opens the RAM of a living VMM for reading.
 pub(crate) fn ram_of(pid: u32) -> io::Result<File> {
+    open_ram(pid, File::options().read(true))
+}
+
+fn open_ram(pid: u32, options: &mut OpenOptions) -> io::Result<File> {
     let mark = format!("/memfd:{ANONYMOUS}");
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = descriptor?.path();
@@ -70,7 +88,7 @@ pub(crate) fn ram_of(pid: u32) -> io::Result<File> {
         if target.to_string_lossy().starts_with(&mark) {
             // A VMM may put a pipe in its place in between, whose opening would last for ever.
             let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-            let ram = File::options().read(true).custom_flags(flags).open(path)?;
+            let ram = options.custom_flags(flags).open(path)?;
             if ram.metadata()?.is_file() {
                 return Ok(ram);
             }
@@ -253,5 +271,20 @@ mod tests {
             sum_ram(&from).expect("in memory"),
             "a changed byte shows"
         );
+    }
+
+    #[test]
+    fn memory_that_is_freed_reads_as_zeros_and_takes_no_room() {
+        let ram = fresh_ram(Bytes(4 * PART)).expect("in memory");
+        ram.write_all_at(&vec![7; CHUNK], 0).expect("written");
+        ram.write_all_at(&vec![7; CHUNK], PART).expect("written");
+        let kept = ram.metadata().expect("there").blocks();
+        free(&ram, std::slice::from_ref(&(PART..2 * PART))).expect("freed");
+        assert_eq!(ram.metadata().expect("there").blocks() * 2, kept);
+        let mut read = vec![1; CHUNK];
+        ram.read_exact_at(&mut read, PART).expect("read");
+        assert!(read.iter().all(|byte| *byte == 0));
+        ram.read_exact_at(&mut read, 0).expect("read");
+        assert!(read.iter().all(|byte| *byte == 7));
     }
 }

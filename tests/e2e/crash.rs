@@ -137,6 +137,8 @@ pub(crate) const OF_INGRESS: [(&str, &str); 2] = [("ingress", "Open"), ("ingress
 
 /// Step of changing the limit of the disks of a running VM (tests/e2e/disk_limits.rs).
 pub(crate) const OF_DISK_LIMIT: (&str, &str) = ("instance", "LimitDisks");
+/// Steps of changing the memory of a running guest (tests/e2e/hotplug.rs).
+pub(crate) const OF_MEMORY: [(&str, &str); 2] = [("instance", "ResizeMemory"), ("instance", "TakeMemory")];
 /// Step of a change that waits for a start (tests/e2e/changes.rs).
 pub(crate) const OF_CHANGES: (&str, &str) = ("instance", "ApplyChanges");
 /// Step of a disk that grows (tests/e2e/growth.rs).
@@ -169,7 +171,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
-    let tables = tables.chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_ARCHIVE]);
+    let tables = tables.chain(OF_MEMORY).chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_ARCHIVE]);
     let tables: BTreeSet<_> = tables
         .chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL, OF_LOSS])
         .collect();

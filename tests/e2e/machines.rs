@@ -99,6 +99,7 @@ impl Bench {
             hypervisor: self.hypervisor,
             vcpus: 1,
             memory: Bytes(192 << 20),
+            hotplug: Bytes(0),
             disk_rate: None,
             rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),
             overlay: owner.clone(),
@@ -145,6 +146,7 @@ fn config(argv: &[&str]) -> Config {
         network: None,
         volumes: Vec::new(),
         has_agent: true,
+        hotplug_bytes: 0,
         incarnation: String::new(),
     }
 }

@@ -32,6 +32,7 @@ mod host_keys;
 #[path = "../bench/src/crowd.rs"]
 mod hostile_crowd;
 mod hostile_guest;
+mod hotplug;
 mod ingress;
 mod invariants;
 mod kvmbox;

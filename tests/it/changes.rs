@@ -24,8 +24,10 @@ fn fields() -> Vec<(&'static str, Value, bool)> {
         ("snapshot_policy", json!({"compression": {"enabled": true}}), false),
         ("disk_io_bps", json!("20MB/s"), false),
         ("network", json!({"bandwidth_download": "10Mbps"}), false),
+        ("hotplugged_size", json!("128MB"), false),
         ("vcpus", json!(2), true),
         ("size", json!("512MB"), true),
+        ("hotplug_size", json!("0"), true),
         ("overlay_size", json!("20GB"), true),
         ("env", json!({"NEW": "secret-value"}), true),
         ("entrypoint", json!(["/bin/entry"]), true),
@@ -45,6 +47,7 @@ async fn running_on(capacity: Resources) -> Server {
     let server = Server::start_sized(capacity, |_, _| {}).await;
     let body = json!({
         "name": "web", "image": IMAGE, "size": "256MB", "vcpus": 1, "hypervisor": "qemu", "env": {"OLD": "1"},
+        "hotplug_size": "256MB",
     });
     server.create(body).await;
     reaches(&server, "Running").await;
@@ -174,6 +177,14 @@ async fn changes_that_cannot_be_are_refused_before_they_are_stored() {
         (json!({"vcpus": 0}), 400, "invalid_request", "vcpus must be a whole number from 1"),
         (json!({"vcpus": "two"}), 400, "invalid_request", "vcpus must be a whole number"),
         (json!({"size": "1MB"}), 400, "invalid_size", "size must be from"),
+        (json!({"hotplug_size": "33GB"}), 400, "invalid_hotplug_size", "hotplug_size must be from"),
+        (
+            json!({"hotplugged_size": "257MB"}),
+            400,
+            "invalid_request",
+            "at most hotplug_size, which is 256.0 MB",
+        ),
+        (json!({"hypervisor": "qemu-microvm"}), 400, "not_supported", "hotplug_size"),
         (json!({"overlay_size": "1GB"}), 400, "invalid_request", "disks do not shrink"),
         (json!({"hypervisor": "vz"}), 400, "not_supported", "vz is not supported"),
         (json!({"env": {"A=B": "x"}}), 400, "invalid_request", "env[A=B]"),

@@ -1,7 +1,9 @@
 //! Invariants of the resources of a host: what is promised fits, and so does what runs.
 
 use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::instance::State;
 use stead_schemas::limits::TRANSLATED_CODE_MAX;
+use stead_schemas::quantity::Bytes;
 use stead_schemas::resource::{Resource, Usage, vm_memory};
 
 use super::{Broken, HostSnapshot, Records};
@@ -18,7 +20,7 @@ pub(super) fn always(broken: &mut Broken, records: &Records, host: &HostSnapshot
     for instance in &records.instances {
         if host.machines.get(&instance.meta.uid).is_some_and(|machine| machine.pid.is_some()) {
             running.vcpus += u128::from(instance.spec.vcpus);
-            running.memory += vm_memory(instance.spec.memory);
+            running.memory += vm_memory(instance.spec.memory_max());
         }
     }
     for node in &records.nodes {
@@ -40,14 +42,40 @@ pub(super) fn limits(broken: &mut Broken, records: &Records, host: &HostSnapshot
         let machine = host.machines.get(&instance.meta.uid);
         let is_up = machine.is_some_and(|machine| machine.vmm == VmmState::Running);
         let Some(seen) = host.limits.get(&instance.meta.uid).filter(|_| is_up) else { continue };
-        let guest = u128::from(instance.spec.memory.0);
-        let most = vm_memory(instance.spec.memory) + u128::from(TRANSLATED_CODE_MAX.0) + (1 << 20);
+        let guest = u128::from(instance.spec.memory_max().0);
+        let most = vm_memory(instance.spec.memory_max()) + u128::from(TRANSLATED_CODE_MAX.0) + (1 << 20);
         let is_memory_right = seen.memory.is_none_or(|memory| {
             let memory = u128::from(memory.0);
             memory > guest && memory <= most
         });
         if !is_memory_right || seen.vcpus.is_some_and(|vcpus| vcpus != instance.spec.vcpus) {
             broken.push(format!("{} has other limits than its spec: {seen:?}", instance.meta.uid));
+        }
+    }
+}
+
+/// Checks that each guest that runs has the hotplug memory of its spec, or says why it has not.
+pub(super) fn memory(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    for instance in &records.instances {
+        let (spec, status) = (&instance.spec, &instance.status);
+        if status.state != State::Running || spec.hotplug == Bytes(0) {
+            continue;
+        }
+        let guest = host.machines.get(&instance.meta.uid).map(|machine| &machine.guest);
+        let Some(memory) = guest.and_then(|guest| guest.memory.as_ref()) else {
+            broken.push(format!("{}: its hotplug memory is not reported", instance.meta.uid));
+            continue;
+        };
+        if host.machines.get(&instance.meta.uid).is_some_and(|machine| machine.has_unused_memory) {
+            broken.push(format!("{}: its unused memory is kept", instance.meta.uid));
+        }
+        let is_right = memory.used == spec.hotplugged.unwrap_or(spec.hotplug).min(spec.hotplug);
+        let condition = condition::find(&status.conditions, ConditionType::MemoryResized);
+        if !is_right && memory.error.is_none() || is_right != condition.is_none() {
+            broken.push(format!(
+                "{}: its hotplug memory is {memory:?}, reported as {condition:?}",
+                instance.meta.uid
+            ));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::future::Future;
 use stead_schemas::guest::{Config, NewIdentity};
 use stead_schemas::instance::Exit;
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
 use super::HostError;
 
@@ -31,8 +32,26 @@ pub struct GuestView {
     pub identity_error: Option<String>,
     /// The incarnation of the last `take_identity` since the channel was last connected.
     pub identity_sent: Option<String>,
+    /// The hotplug memory that the guest reports; `None` without any.
+    pub memory: Option<GuestMemory>,
+    /// The last `resize_memory` since the channel was last connected.
+    pub memory_asked: Option<Bytes>,
     /// True if the VM runs and its guest has not answered the host for at least 30 s.
     pub is_unresponsive: bool,
+}
+
+/// The hotplug memory of a guest, as it reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestMemory {
+    /// The part that the guest was last asked to use; `None` before it was asked: it then uses all of it.
+    pub target: Option<Bytes>,
+    pub used: Bytes,
+    /// The reason why it uses another part.
+    pub error: Option<String>,
+    /// Numbers of the blocks that it does not use, counted from the physical address 0.
+    pub unused: Vec<u64>,
+    /// Number of the last change of these blocks.
+    pub change: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +80,12 @@ pub trait Guests: Send + Sync + 'static {
         &self,
         owner: &Uid,
         identity: &NewIdentity,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Asks the guest to use this part of its hotplug memory. The effect is visible in the memory that it reports.
+    fn resize_memory(
+        &self,
+        owner: &Uid,
+        hotplugged: Bytes,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Asks the guest to end its program and power off.
     fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

@@ -33,7 +33,7 @@ pub use error::{HostError, HostErrorKind};
 pub use facts::{Facts, HostSeen};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, NicRule};
 pub use flows::{Age, Flow, FlowState, Flows, Inbound};
-pub use guests::{GuestPhase, GuestView, Guests};
+pub use guests::{GuestMemory, GuestPhase, GuestView, Guests};
 pub use image_jobs::{ImageJobs, Job};
 pub use images::{Images, Layer, Resolved, StoredImage};
 pub use instance_logs::InstanceLogs;

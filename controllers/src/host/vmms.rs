@@ -40,6 +40,8 @@ pub struct Machine {
     /// A TAP that was created since under the same name is a different interface.
     pub is_network_cut: bool,
     pub disk_limit: DiskLimit,
+    /// True if the host keeps memory that the guest does not use, and can take it back.
+    pub has_unused_memory: bool,
     /// Walls that the VMM is not behind, as observed of its process. Meaningless without a process.
     pub missing_walls: BTreeSet<Wall>,
     /// True if the machine was launched with the headers of its kernel.
@@ -89,6 +91,8 @@ pub enum MachineChange {
     Tap(LinkName),
     /// The disks have this limit, or none. The guest waits for what is above the limit.
     DiskRate(Option<Rate>),
+    /// The host takes back the memory that the guest reports as unused.
+    UnusedMemory,
 }
 
 /// The parameters of a VMM, with all references resolved.
@@ -100,7 +104,10 @@ pub struct LaunchPlan {
     pub launch: LaunchId,
     pub hypervisor: Hypervisor,
     pub vcpus: u32,
+    /// The memory of the guest in all, in whole megabytes.
     pub memory: Bytes,
+    /// The part of it that the guest can give back while it runs.
+    pub hotplug: Bytes,
     /// The limit of the disks, or `None` without one.
     pub disk_rate: Option<Rate>,
     pub rootfs: Digest,

@@ -2,11 +2,12 @@
 
 use stead_schemas::guest::{Config, NewIdentity};
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
 use super::World;
 use super::program::Program;
 use super::vmms::{POWER_OFF, START, STOP};
-use crate::host::{Guests, HostError};
+use crate::host::{GuestMemory, Guests, HostError};
 
 impl Guests for World {
     async fn configure(&self, owner: &Uid, config: &Config) -> Result<(), HostError> {
@@ -17,6 +18,14 @@ impl Guests for World {
             vmm.configured_at.get_or_insert(now);
             vmm.program = program;
             vmm.incarnation = Some(config.incarnation.clone());
+            let hotplug = Bytes(config.hotplug_bytes);
+            vmm.memory = (hotplug > Bytes(0)).then_some(GuestMemory {
+                target: None,
+                used: hotplug,
+                error: None,
+                unused: Vec::new(),
+                change: 0,
+            });
             Ok(())
         })
         .await?;
@@ -30,6 +39,20 @@ impl Guests for World {
     async fn take_identity(&self, owner: &Uid, identity: &NewIdentity) -> Result<(), HostError> {
         self.on_vmm("assume", owner, |vmm| {
             vmm.incarnation = Some(identity.incarnation.clone());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn resize_memory(&self, owner: &Uid, hotplugged: Bytes) -> Result<(), HostError> {
+        self.on_vmm("resize the memory of", owner, |vmm| {
+            if let Some(memory) = &mut vmm.memory {
+                let is_less = hotplugged < memory.used;
+                (memory.target, memory.used) = (Some(hotplugged), hotplugged);
+                memory.change += 1;
+                // What a saved file backs belongs to others too.
+                vmm.has_unused_memory = is_less && !vmm.is_restored;
+            }
             Ok(())
         })
         .await

@@ -15,8 +15,8 @@ use super::World;
 use super::program::Program;
 use super::written::Known;
 use crate::host::{
-    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, MachineChange, VmmLimits, VmmState,
-    Vmms,
+    GuestMemory, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, MachineChange,
+    VmmLimits, VmmState, Vmms,
 };
 
 /// A VMM process, or its leftovers.
@@ -45,6 +45,11 @@ pub(super) struct Vmm {
     /// Disks of the VM, the root's first.
     pub(super) disks: Vec<Known>,
     pub(super) incarnation: Option<String>,
+    /// The hotplug memory of the guest, once it is configured.
+    pub(super) memory: Option<GuestMemory>,
+    pub(super) has_unused_memory: bool,
+    /// True if its RAM is that of a saved file.
+    pub(super) is_restored: bool,
     pub(super) limits: VmmLimits,
     /// True if the kernel ended it because memory was short.
     pub(super) is_out_of_memory: bool,
@@ -60,7 +65,7 @@ pub(super) const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     standby: true,
     fork_memory: true,
     replace_tap: true,
-    resize_memory: false,
+    resize_memory: true,
     io_limits: true,
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
@@ -167,6 +172,7 @@ impl Vmm {
             listening_since: self.shown_launched_at,
             is_network_cut: self.is_network_cut,
             disk_limit: self.disk_rate.into(),
+            has_unused_memory: self.has_unused_memory,
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
             is_out_of_memory: self.is_out_of_memory,
@@ -178,6 +184,8 @@ impl Vmm {
                 incarnation: self.incarnation.clone(),
                 identity_error: None,
                 identity_sent: None,
+                memory: self.memory.clone(),
+                memory_asked: None,
                 is_unresponsive: false,
             },
         }
@@ -203,9 +211,11 @@ impl World {
 impl Vmms for World {
     fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
         Some(match hypervisor {
-            Hypervisor::QemuMicrovm => {
-                VmmCapabilities { volume_devices_max: VOLUME_DEVICES_WITHOUT_PCI_MAX, ..CAPABILITIES }
-            }
+            Hypervisor::QemuMicrovm => VmmCapabilities {
+                resize_memory: false,
+                volume_devices_max: VOLUME_DEVICES_WITHOUT_PCI_MAX,
+                ..CAPABILITIES
+            },
             _ => CAPABILITIES,
         })
     }
@@ -278,6 +288,9 @@ impl Vmms for World {
                     slept: SignedDuration::ZERO,
                     disks,
                     incarnation: None,
+                    memory: None,
+                    has_unused_memory: false,
+                    is_restored: false,
                     limits: plan.limits,
                     is_out_of_memory: false,
                 },
@@ -336,6 +349,7 @@ impl Vmms for World {
             match change {
                 MachineChange::Tap(_) => vmm.is_network_cut = false,
                 MachineChange::DiskRate(rate) => vmm.disk_rate = *rate,
+                MachineChange::UnusedMemory => vmm.has_unused_memory = false,
             }
             Ok(())
         })

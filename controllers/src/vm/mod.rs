@@ -42,6 +42,7 @@ mod guest_config;
 mod health;
 mod idle;
 mod log;
+mod memory;
 mod observe;
 mod pending;
 mod plan;
@@ -62,7 +63,7 @@ use stead_schemas::instance::{Instance, InstanceStatus, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{Generation, StandbyNo};
-use stead_schemas::quantity::Rate;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use crate::host::{
     AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Limits, MachineChange,
@@ -101,6 +102,10 @@ pub enum Action {
     TakeIdentity(Uid, Box<guest::NewIdentity>),
     Reconnect(Uid, LinkName),
     LimitDisks(Uid, Option<Rate>),
+    /// Asks the guest to use this part of its hotplug memory.
+    ResizeMemory(Uid, Bytes),
+    /// Takes back the memory that the guest does not use.
+    TakeMemory(Uid),
     /// Sets the limits of the VMM.
     Limit(Uid, VmmLimits),
     Shutdown(Uid),
@@ -179,6 +184,8 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             Action::LimitDisks(uid, rate) => {
                 self.host.vmms().change(uid, &MachineChange::DiskRate(*rate)).await
             }
+            Action::ResizeMemory(uid, hotplugged) => self.host.guests().resize_memory(uid, *hotplugged).await,
+            Action::TakeMemory(uid) => self.host.vmms().change(uid, &MachineChange::UnusedMemory).await,
             Action::Limit(uid, limits) => self.host.limits().set(uid, *limits).await,
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,

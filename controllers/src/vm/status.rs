@@ -12,7 +12,7 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
-use super::{Observed, confinement, health, idle, pending, restarts, room, vmm_limits};
+use super::{Observed, confinement, health, idle, memory, pending, restarts, room, vmm_limits};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
@@ -66,6 +66,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     vmm_limits::report(&mut status, object, end.now);
     confinement::report(&mut status, object, seen, end.now);
     pending::report(&mut status, object, end.now);
+    memory::record(&mut status, object, seen, end.now);
     status
 }
 
@@ -340,7 +341,8 @@ fn not_ready(
             | ConditionType::Degraded
             | ConditionType::KernelHeaders
             | ConditionType::Confined
-            | ConditionType::PendingChanges => fresh,
+            | ConditionType::PendingChanges
+            | ConditionType::MemoryResized => fresh,
         };
         condition::set(&mut conditions, replaced);
     }

@@ -20,9 +20,7 @@ pub(super) fn desired(spec: &InstanceSpec, accelerator: Option<Accelerator>) -> 
         Some(Accelerator::Kvm) => 0,
         Some(Accelerator::Tcg) | None => TRANSLATED_CODE_MAX.0,
     };
-    // VMMs count in whole megabytes.
-    let guest = Bytes(spec.memory.mib_ceil() << 20);
-    let memory = u64::try_from(vm_memory(guest)).unwrap_or(u64::MAX).saturating_add(code);
+    let memory = u64::try_from(vm_memory(spec.memory_max())).unwrap_or(u64::MAX).saturating_add(code);
     VmmLimits { vcpus: spec.vcpus, memory: Bytes(memory) }
 }
 

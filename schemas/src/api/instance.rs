@@ -12,6 +12,7 @@ use super::bandwidth::BandwidthAsked;
 use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
+use super::hotplug::{HOTPLUGGED, HotplugAsked, check_part};
 use super::pending::{Applies, PendingView};
 use super::policy::RestartView;
 use super::schema::{TagMap, Time};
@@ -45,6 +46,9 @@ pub struct InstanceRequest {
     pub pulls_always: bool,
     pub vcpus: u32,
     pub memory: Bytes,
+    pub hotplug: Bytes,
+    /// The part of the hotplug memory that the guest should have; `None` means all of it.
+    pub hotplugged: Option<Bytes>,
     pub overlay: Bytes,
     /// The limits of traffic that the request names.
     pub rates: Rates,
@@ -83,6 +87,8 @@ impl InstanceRequest {
         let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
         let memory =
             size(&mut fields, "size", "invalid_size", limits::MEMORY_MIN, limits::MEMORY_MAX, &mut errors);
+        let hotplug = HotplugAsked::read(&mut fields, &mut errors);
+        errors.take(HOTPLUGGED, INVALID, check_part(hotplug.part, hotplug.size.unwrap_or_default()));
         let overlay = size(
             &mut fields,
             "overlay_size",
@@ -119,6 +125,8 @@ impl InstanceRequest {
                 pulls_always,
                 vcpus: vcpus.unwrap_or(limits::VCPUS_DEFAULT),
                 memory: memory.unwrap_or(limits::MEMORY_DEFAULT),
+                hotplug: hotplug.size.unwrap_or_default(),
+                hotplugged: hotplug.part,
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
                 rates: bandwidth.changed(Rates { disk: disk_rate, ..Rates::default() }),
                 env,
@@ -281,6 +289,17 @@ pub struct Instance {
     pub has_snapshot: bool,
     /// Memory.
     pub size: String,
+    /// Hotplug memory; absent without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hotplug_size: Option<String>,
+    /// An addition to Hypeman's API: the part of the hotplug memory that the guest should have; absent without hotplug
+    /// memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hotplugged_size: Option<String>,
+    /// An addition to Hypeman's API: bytes of the hotplug memory that the guest has, as it last reported; absent until it
+    /// did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hotplugged_bytes: Option<u64>,
     /// Size of the writable layer over the image.
     pub overlay_size: String,
     /// Limit of the bytes read and written on the root disk and all volumes together; absent without a limit.
@@ -395,7 +414,7 @@ impl Instance {
             let millis = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(0);
             *phases.entry(status.state).or_default() += millis;
         }
-        let exit = status.exit.as_ref();
+        let (exit, has_hotplug) = (status.exit.as_ref(), spec.hotplug > Bytes(0));
         Self {
             id: meta.uid.to_string(),
             name: meta.name.to_string(),
@@ -410,6 +429,9 @@ impl Instance {
             exit_message: exit.map(|exit| exit.message.clone()),
             has_snapshot: status.has_saved_memory,
             size: spec.memory.to_string(),
+            hotplug_size: has_hotplug.then(|| spec.hotplug.to_string()),
+            hotplugged_size: has_hotplug.then(|| spec.hotplug_target().to_string()),
+            hotplugged_bytes: status.hotplugged.map(|bytes| bytes.0),
             overlay_size: spec.overlay.to_string(),
             disk_io_bps: spec.disk_rate().map(|rate| rate.to_string()),
             vcpus: spec.vcpus,

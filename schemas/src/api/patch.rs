@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::bandwidth::BandwidthAsked;
 use super::fields::Fields;
+use super::hotplug::{HOTPLUGGED, HotplugAsked};
 use super::instance::{argv, hypervisor, size};
 use super::{auto_standby, compression, env, health, policy, rates};
 use crate::compression::SnapshotPolicy;
@@ -13,11 +14,11 @@ use crate::limits;
 use crate::meta::Tags;
 use crate::node::NodeOffer;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy};
-use crate::quantity::Rate;
+use crate::quantity::{Bytes, Rate};
 use crate::validate::{FieldErrors, tags as check_tags};
 
 /// Fields that change at once, whether the program runs or not.
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 10] = [
     "tags",
     "restart_policy",
     "ttl",
@@ -27,6 +28,7 @@ const LIVE: [&str; 9] = [
     "snapshot_policy",
     "disk_io_bps",
     "network",
+    HOTPLUGGED,
 ];
 
 /// The body of `PATCH /instances/{id}`: the fields it contains are changed.
@@ -42,6 +44,8 @@ pub struct InstancePatch {
     /// The new limit of the disks; 0 removes the limit.
     pub disk_rate: Option<Rate>,
     pub bandwidth: BandwidthAsked,
+    /// The new part of the hotplug memory that the guest should have.
+    pub hotplugged: Option<Bytes>,
     /// The changes that a running program cannot see.
     pub deferred: Pending,
     /// True if a program that runs is started again, so that it sees all changes.
@@ -65,8 +69,10 @@ impl InstancePatch {
         let live = LIVE.into_iter().filter(|name| fields.has(name)).collect();
         let tags = fields.map("tags", &mut errors);
         check_tags(&mut errors, "tags", tags.as_ref().unwrap_or(&Tags::new()));
+        let hotplug = HotplugAsked::read(&mut fields, &mut errors);
         let patch = Self {
             tags,
+            hotplugged: hotplug.part,
             restart_policy: policy::restart(&mut fields, &mut errors),
             expiry: policy::expiry(&mut fields, &mut errors),
             health: health::health_check(&mut fields, &mut errors),
@@ -74,7 +80,7 @@ impl InstancePatch {
             snapshot_policy: compression::policy(&mut fields, &mut errors),
             disk_rate: rates::disk(&mut fields, &mut errors),
             bandwidth: BandwidthAsked::read_change(&mut fields, &mut errors),
-            deferred: deferred(&mut fields, node, &mut errors),
+            deferred: deferred(&mut fields, node, hotplug.size, &mut errors),
             restarts: fields.flag("restart", &mut errors).unwrap_or(false),
             live,
         };
@@ -83,11 +89,17 @@ impl InstancePatch {
     }
 }
 
-fn deferred(fields: &mut Fields, node: &NodeOffer, errors: &mut FieldErrors) -> Pending {
+fn deferred(
+    fields: &mut Fields,
+    node: &NodeOffer,
+    hotplug: Option<Bytes>,
+    errors: &mut FieldErrors,
+) -> Pending {
     let (least, most) = (limits::MEMORY_MIN, limits::MEMORY_MAX);
     Pending {
         vcpus: fields.number("vcpus", 1..=limits::VCPUS_MAX, errors),
         memory: size(fields, "size", "invalid_size", least, most, errors),
+        hotplug,
         overlay: size(
             fields,
             "overlay_size",

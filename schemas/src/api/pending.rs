@@ -34,6 +34,9 @@ pub struct PendingView {
     /// New memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
+    /// New hotplug memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hotplug_size: Option<String>,
     /// New size of the writable layer over the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_size: Option<String>,
@@ -68,6 +71,7 @@ impl PendingView {
         Some(Self {
             vcpus: pending.vcpus,
             size: pending.memory.as_ref().map(Bytes::to_string),
+            hotplug_size: pending.hotplug.as_ref().map(Bytes::to_string),
             overlay_size: pending.overlay.as_ref().map(Bytes::to_string),
             env: pending.env.iter().map(|(name, value)| (name.clone(), mask(value))).collect(),
             entrypoint: pending.entrypoint.clone(),

@@ -14,8 +14,6 @@ use crate::quantity::{Bytes, GoDuration};
 
 /// A decimal number without a sign.
 const NUMBER: &str = r"([0-9]+([.][0-9]*)?|[.][0-9]+)";
-/// A decimal number that is zero.
-const ZERO: &str = r"(0+([.]0*)?|[.]0+)";
 /// The unit of a size; none means bytes.
 const SIZE_UNIT: &str = "([kKmMgGtT]([iI]?[bB])?|[bB])?";
 /// The unit of a rate: bits per second in decimal units, bytes per second in binary units.
@@ -65,7 +63,6 @@ texts! {
     /// A size with a binary unit.
     Size => quantity(NUMBER, SIZE_UNIT, "1.5GB");
     /// A size of zero, which is all that is accepted where sizes are not supported yet.
-    ZeroSize => quantity(ZERO, SIZE_UNIT, "0");
     /// A rate of bits with a decimal unit, or of bytes with a binary one.
     RateText => quantity(NUMBER, RATE_UNIT, "100MB/s");
     /// An id of 24 characters.

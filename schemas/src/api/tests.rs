@@ -68,7 +68,7 @@ fn the_page_s_own_example_names_every_field_this_server_cannot_honour_yet() {
     let refused = problems(body);
     assert!(refused.iter().all(|(_, code)| *code == "not_supported"), "{refused:?}");
     let paths: Vec<&str> = refused.iter().map(|(path, _)| path.as_str()).collect();
-    assert_eq!(paths, ["hypervisor", "hotplug_size", "devices", "credentials"]);
+    assert_eq!(paths, ["hypervisor", "devices", "credentials"]);
 }
 
 #[test]

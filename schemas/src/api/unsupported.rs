@@ -3,7 +3,6 @@
 //! accepted.
 
 use super::fields::Fields;
-use crate::quantity::Bytes;
 use crate::validate::FieldErrors;
 
 const INVALID: &str = "invalid_request";
@@ -15,10 +14,6 @@ fn refuse(errors: &mut FieldErrors, path: String) {
 
 /// Reads all such fields of a create request.
 pub(super) fn refuse_fields(fields: &mut Fields, errors: &mut FieldErrors) {
-    let hotplug: Option<Bytes> = fields.parsed("hotplug_size", "invalid_hotplug_size", errors);
-    if hotplug.is_some_and(|size| size.0 > 0) {
-        refuse(errors, fields.path("hotplug_size"));
-    }
     devices(fields, errors);
     gpu(fields, errors);
     credentials(fields, errors);

@@ -75,6 +75,9 @@ pub struct Config {
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
     pub has_agent: bool,
+    /// Hotplug memory of the machine, in bytes: the guest reports how much of it is in use.
+    #[serde(default)]
+    pub hotplug_bytes: u64,
     /// Identifies the instance and its incarnation; the guest repeats it in its state.
     #[serde(default)]
     pub incarnation: String,
@@ -161,6 +164,8 @@ pub enum ToGuest {
         #[serde(rename = "assumed")]
         identity: Box<NewIdentity>,
     },
+    /// The guest must use so much of its hotplug memory, and give the rest back.
+    Memory { token: Token, hotplugged_bytes: u64 },
     /// The guest must end the program: stop signal, grace, kill.
     Shutdown { token: Token },
     /// The exit record is stored, and the guest must power off.
@@ -187,6 +192,27 @@ pub struct FromGuest {
     /// Window of the guest's streams, in bytes.
     #[serde(default = "stream::untold_window")]
     pub window: u32,
+    /// The guest's hotplug memory; `None` without any, and from guests of earlier versions.
+    #[serde(default)]
+    pub memory: Option<HotplugMemory>,
+}
+
+/// The hotplug memory of a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotplugMemory {
+    /// The bytes that the guest was last asked to use; `None` before it was asked.
+    pub target_bytes: Option<u64>,
+    /// The bytes that it uses.
+    pub used_bytes: u64,
+    /// The reason why it uses more or less than it was asked to.
+    pub error: Option<String>,
+    /// Numbers of the blocks that it does not use, of [`MEMORY_BLOCK`](crate::limits::MEMORY_BLOCK) bytes, counted from
+    /// the physical address 0. Nobody reads or writes them until the guest is asked to use more.
+    #[serde(default)]
+    pub unused_blocks: Vec<u64>,
+    /// Number of the last change of these blocks.
+    #[serde(default)]
+    pub change: u64,
 }
 
 /// A line for people, from the guest's PID 1 or its kernel. It carries no meaning, and may be lost.

@@ -11,6 +11,11 @@ pub const MEMORY_MIN: Bytes = Bytes(96 << 20);
 /// Largest memory of a VM: the peer's server limit.
 pub const MEMORY_MAX: Bytes = Bytes(32 << 30);
 pub const MEMORY_DEFAULT: Bytes = Bytes(1 << 30);
+/// Largest hotplug memory of a VM: that of the memory that it boots with.
+pub const HOTPLUG_MAX: Bytes = MEMORY_MAX;
+/// The unit of hotplug memory: a block of memory of a guest's kernel, which it gives back as a whole. Kernels have larger
+/// blocks on machines of 64 GiB and more, which no VM has.
+pub const MEMORY_BLOCK: Bytes = Bytes(128 << 20);
 /// Memory of a VMM beside its guest's: its program, its devices, the stacks of its threads, and what the kernel keeps
 /// for it. A VMM of a guest of 256 MiB had 200 MB of its own and of the guest's together (measured, emulated), and a
 /// pooled one some 50 MB.

@@ -6,15 +6,14 @@
 //! `Attach` is answered with the current state.
 
 use std::fs::File;
-use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
-    Config, Decoder, Frame, FrameKind, FromGuest, NewIdentity, Note, PROTOCOL, Phase, Seed, ToGuest, Token,
-    WINDOW_BYTES,
+    Config, Decoder, Frame, FrameKind, FromGuest, HotplugMemory, NewIdentity, Note, PROTOCOL, Phase, Seed,
+    ToGuest, Token, WINDOW_BYTES,
 };
 use stead_schemas::instance::Exit;
 
@@ -23,7 +22,8 @@ use crate::children::Children;
 use crate::handover::Handover;
 use crate::outbox::{Outbox, Wake};
 use crate::pages::Pages;
-use crate::{BootError, clock, identity, take_identity};
+use crate::unsent::{Unsent, is_passing};
+use crate::{BootError, clock, identity, memory, take_identity};
 
 /// Pause after a hang-up before the port is polled again. `poll` reports a hang-up continuously.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -64,6 +64,9 @@ struct State {
     /// Identity (incarnation) of this guest, and the error of the last attempt to take over another.
     incarnation: Option<String>,
     identity_error: Option<String>,
+    /// Hotplug memory that the host asked to use last, in bytes, and what the guest uses.
+    memory_target: Option<u64>,
+    memory: Option<HotplugMemory>,
     program: Option<Program>,
     /// True if the host asked to end the program. A request that comes before the program starts is kept here.
     is_stopping: bool,
@@ -115,7 +118,7 @@ impl Control {
         let for_thread = control.clone();
         std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || for_thread.serve(port, &received, Unsent { bytes: unsent, sent: 0 }))
+            .spawn(move || for_thread.serve(port, &received, Unsent::of(unsent)))
             .map_err(|error| BootError::new("control port", error))?;
         Ok(control)
     }
@@ -139,6 +142,25 @@ impl Control {
         }
     }
 
+    /// Reports the hotplug memory, and blocks until the host asks for another part of it, or for this time. Returns the
+    /// part in bytes that the host asked for last.
+    pub(crate) fn wait_for_memory(&self, memory: HotplugMemory, at_most: Duration) -> Option<u64> {
+        let (known, deadline) = (memory.target_bytes, Instant::now() + at_most);
+        let mut state = self.lock();
+        if state.memory.as_ref() != Some(&memory) {
+            state.memory = Some(memory);
+            self.wake();
+        }
+        while state.memory_target == known {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.memory_target
+    }
+
     /// Hands the port and all its state over to another process. No process serves the port until that one does.
     pub(crate) fn leave(&self) -> Option<(File, Handover)> {
         let (heir, left) = mpsc::sync_channel(1);
@@ -151,6 +173,9 @@ impl Control {
     pub(crate) fn program_begun(&self, config: &Config, children: &Children, stop: Stop) {
         let grace = Duration::from_millis(config.shutdown_grace_millis);
         let children = children.clone();
+        if config.hotplug_bytes > 0 {
+            memory::start(self, &children, config.hotplug_bytes);
+        }
         self.lock().program = Some(Program { children, stop, grace, kill_at: None });
         self.wake();
     }
@@ -248,13 +273,13 @@ impl Control {
                     let next = if must_report { Some(self.report()) } else { self.0.outbox.pop() };
                     must_report = false;
                     let Some(next) = next else { break };
-                    unsent = Unsent { bytes: next, sent: 0 };
+                    unsent = Unsent::of(next);
                 }
                 if !unsent.write(&mut port) {
                     break;
                 }
                 if !unsent.is_some() {
-                    self.0.outbox.spares.put(std::mem::take(&mut unsent).bytes);
+                    self.0.outbox.spares.put(std::mem::take(&mut unsent).into_bytes());
                 }
             }
             self.enforce_grace();
@@ -350,6 +375,11 @@ impl Control {
                 }
                 true
             }
+            ToGuest::Memory { token, hotplugged_bytes } if is_ours(&token, &state) => {
+                state.memory_target = Some(hotplugged_bytes);
+                self.0.changed.notify_all();
+                true
+            }
             ToGuest::Shutdown { token } if is_ours(&token, &state) => {
                 state.is_stopping = true;
                 true
@@ -359,7 +389,10 @@ impl Control {
                 self.0.changed.notify_all();
                 false
             }
-            ToGuest::Identity { .. } | ToGuest::Shutdown { .. } | ToGuest::AcknowledgeExit { .. } => false,
+            ToGuest::Identity { .. }
+            | ToGuest::Memory { .. }
+            | ToGuest::Shutdown { .. }
+            | ToGuest::AcknowledgeExit { .. } => false,
         }
     }
 
@@ -419,7 +452,7 @@ impl Control {
             config: state.config.clone(),
             is_stopping: state.is_stopping,
             received: decoder.rest(),
-            unsent: unsent.bytes[unsent.sent..].to_vec(),
+            unsent: unsent.rest().to_vec(),
         }
     }
 
@@ -434,6 +467,10 @@ impl Control {
             incarnation: state.incarnation.clone(),
             identity_error: state.identity_error.clone(),
             window: WINDOW_BYTES,
+            memory: state
+                .memory
+                .clone()
+                .map(|memory| HotplugMemory { target_bytes: state.memory_target, ..memory }),
         };
         Frame::control(&message).map(|frame| frame.encode()).unwrap_or_default()
     }
@@ -464,36 +501,4 @@ struct Taken {
     /// True if nothing is left to be read for now.
     is_drained: bool,
     must_report: bool,
-}
-
-/// A frame that is being written. No other frame interrupts it.
-#[derive(Default)]
-struct Unsent {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Unsent {
-    fn is_some(&self) -> bool {
-        self.sent < self.bytes.len()
-    }
-
-    /// Writes as much as the port takes. Returns `true` if it may take more.
-    fn write(&mut self, port: &mut File) -> bool {
-        match port.write(&self.bytes[self.sent..]) {
-            Ok(count) => {
-                self.sent += count;
-                true
-            }
-            Err(error) if is_passing(&error) => false,
-            Err(_) => {
-                *self = Self::default();
-                false
-            }
-        }
-    }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

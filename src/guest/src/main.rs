@@ -22,6 +22,7 @@ mod host_keys;
 mod identity;
 mod inside;
 mod kernel_log;
+mod memory;
 mod network;
 mod outbox;
 mod pages;
@@ -32,6 +33,7 @@ mod root;
 mod spare;
 mod system;
 mod take_identity;
+mod unsent;
 mod user;
 mod volumes;
 

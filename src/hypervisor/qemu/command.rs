@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use stead_controllers::host::NetworkCard;
 use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
-use stead_schemas::quantity::Rate;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use super::machine_type::QemuMachine;
 use super::throttle::{self, THROTTLE};
@@ -246,10 +246,11 @@ fn add_machine(line: &mut Line, start: &Start<'_>, machine: QemuMachine, acceler
     // Omit the device-state description (vmdesc); nothing reads it. A guest's memory is in no dump of the VMM,
     // and is not merged with equal pages of other guests, which could detect that by timing.
     let machine_option = format!(
-        "{},memory-backend=ram,accel={},{},suppress-vmdesc=on,dump-guest-core=off,mem-merge=off",
+        "{},memory-backend=ram,accel={},{},suppress-vmdesc=on,dump-guest-core=off,mem-merge=off{}",
         machine.as_str(),
         accelerator.as_str(),
-        machine.options(start.device_set)
+        machine.options(start.device_set),
+        machine.memory_options(plan.memory, plan.hotplug)
     );
     line.add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
     line.add(&["-machine", &machine_option, "-cpu", cpu]);
@@ -306,11 +307,15 @@ fn kernel_line(
     let is_emulated = accelerator == Accelerator::Tcg;
     let needs_rate = is_emulated && !machine.has_reference_clock();
     let rate = tsc_khz.filter(|_| needs_rate).map(|khz| format!("tsc_early_khz={khz}"));
+    // So much memory is kept for pages that can be moved: the kernel gives whole blocks of it back.
+    let hotplug = start.plan.hotplug;
+    let movable = (hotplug > Bytes(0)).then(|| format!("movablecore={}M", hotplug.mib_ceil()));
     let words = [
         Some(KERNEL_COMMAND_LINE),
         machine.kernel_options(),
         is_emulated.then_some(EMULATED_COMMAND_LINE),
         rate.as_deref(),
+        movable.as_deref(),
         start.kernel_files.map(|_| KERNEL_FILES_DISK),
     ];
     words.into_iter().flatten().collect::<Vec<_>>().join(" ")

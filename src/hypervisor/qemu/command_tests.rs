@@ -29,6 +29,7 @@ fn plan(machine: QemuMachine, has_network: bool) -> LaunchPlan {
         hypervisor: machine_type(machine).hypervisor,
         vcpus: 2,
         memory: Bytes(256 << 20),
+        hotplug: Bytes(0),
         disk_rate: Some(Rate(20 << 20)),
         rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),
         overlay: "tz4a98xxat96iws9zmbrgj3b".parse().expect("valid"),
@@ -284,4 +285,21 @@ fn only_an_emulated_guest_relies_on_its_clock_and_gets_its_rate_where_it_cannot_
 
 fn first(value: &str) -> &str {
     value.split(',').next().unwrap_or_default()
+}
+
+#[test]
+fn hotplug_memory_is_above_4_gib_and_found_again_in_the_file_of_the_ram() {
+    const GIB: u64 = 1 << 30;
+    for (boot, low) in [(GIB, GIB), (3 * GIB, 2 * GIB)] {
+        let (memory, hotplug) = (Bytes(boot + GIB), Bytes(GIB));
+        let q35 = QemuMachine::Q35;
+        assert_eq!(q35.memory_options(memory, hotplug), format!(",max-ram-below-4g={low}"));
+        assert_eq!(q35.memory_options(memory, Bytes(0)), "", "memories were saved with this layout");
+        let at = |address| q35.ram_offset(memory, hotplug, address);
+        assert_eq!((at(0), at(low - 1)), (Some(0), Some(low - 1)));
+        assert_eq!((at(low), at(4 * GIB - 1)), (None, None), "no RAM is there");
+        // All of the hotplug memory, to its last byte.
+        let end = 4 * GIB + memory.0 - low;
+        assert_eq!((at(end - GIB), at(end - 1)), (Some(boot), Some(memory.0 - 1)));
+    }
 }

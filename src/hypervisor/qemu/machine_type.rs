@@ -13,6 +13,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
 use stead_schemas::numbers::DeviceSet;
+use stead_schemas::quantity::Bytes;
 use tokio::process::Command;
 
 use crate::host::tsc;
@@ -24,6 +25,10 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// The set of devices of VMs that boot. In the first set a PC has controllers of disks, a bus of sensors and a
 /// keyboard, which no guest needs and every firmware and kernel probes.
 pub(super) const DEVICE_SET: DeviceSet = DeviceSet(1);
+
+/// Memory that a large PC has below 4 GiB, in bytes, and the address of the rest.
+const LOW_MEMORY: u64 = 2 << 30;
+const HIGH_MEMORY: u64 = 4 << 30;
 
 /// The capabilities of VMs of both machine types, apart from the number of their devices.
 const CAPABILITIES: VmmCapabilities = VmmCapabilities {
@@ -63,7 +68,10 @@ impl QemuMachine {
             Self::Q35 => (Hypervisor::Qemu, VOLUME_DEVICES_MAX, CARD_QUEUES_MAX),
             Self::Microvm => (Hypervisor::QemuMicrovm, VOLUME_DEVICES_WITHOUT_PCI_MAX, 1),
         };
-        let capabilities = VmmCapabilities { volume_devices_max, card_queues_max, ..CAPABILITIES };
+        // The layout of the other machine type's memory cannot be chosen.
+        let resize_memory = matches!(self, Self::Q35);
+        let capabilities =
+            VmmCapabilities { resize_memory, volume_devices_max, card_queues_max, ..CAPABILITIES };
         MachineType { name: self.as_str(), hypervisor, capabilities }
     }
 
@@ -83,6 +91,27 @@ impl QemuMachine {
             // it off. Without a real-time clock the guest waits two seconds for one. A second interrupt
             // controller makes room for 24 virtio devices instead of eight, and costs nothing.
             Self::Microvm => "acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,ioapic2=on",
+        }
+    }
+
+    /// Returns the options that lay out the memory of a guest, of which a part is hotplug memory. The kernel keeps movable
+    /// pages in the last of its zones only: all hotplug memory has to be above 4 GiB, where that zone is.
+    pub(super) fn memory_options(self, memory: Bytes, hotplug: Bytes) -> String {
+        match self {
+            Self::Q35 if hotplug > Bytes(0) => {
+                format!(",max-ram-below-4g={}", low_memory(memory, hotplug))
+            }
+            Self::Q35 | Self::Microvm => String::new(),
+        }
+    }
+
+    /// Returns the offset in the file of the RAM of a physical address of a guest with hotplug memory.
+    pub(super) fn ram_offset(self, memory: Bytes, hotplug: Bytes, address: u64) -> Option<u64> {
+        let low = low_memory(memory, hotplug);
+        match self {
+            Self::Q35 if address < low => Some(address),
+            Self::Q35 => Some(low + address.checked_sub(HIGH_MEMORY)?),
+            Self::Microvm => None,
         }
     }
 
@@ -134,6 +163,11 @@ fn hypervisors_in(help: &str) -> Vec<Hypervisor> {
         help.lines().any(|line| line.split_whitespace().next() == Some(machine.as_str()))
     };
     QemuMachine::ALL.into_iter().filter(has).map(|machine| machine.machine_type().hypervisor).collect()
+}
+
+/// Returns how much memory of a guest with hotplug memory is below 4 GiB, in bytes.
+fn low_memory(memory: Bytes, hotplug: Bytes) -> u64 {
+    memory.0.saturating_sub(hotplug.0).min(LOW_MEMORY)
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 use futures::future::BoxFuture;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::numbers::DeviceSet;
+use stead_schemas::quantity::Bytes;
+
+use self::machine_type::QemuMachine;
 
 use super::driver::{Answer, Driver, MachineType, Notify, RamAccess, Session, Start, VmmCommand};
 use super::record::VmPaths;
@@ -98,6 +101,16 @@ impl Driver for Qemu {
 
     fn command(&self, start: &Start<'_>) -> VmmCommand {
         command::command(&self.program, &self.data, start, self.accelerator, crate::host::tsc::khz())
+    }
+
+    fn ram_offset(
+        &self,
+        machine_type: MachineType,
+        memory: Bytes,
+        hotplug: Bytes,
+        address: u64,
+    ) -> Option<u64> {
+        QemuMachine::named(machine_type.name).ram_offset(memory, hotplug, address)
     }
 
     fn mark(&self, paths: &VmPaths) -> String {

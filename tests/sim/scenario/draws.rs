@@ -48,12 +48,24 @@ impl Play {
         Rates { download: rate(), upload: rate(), disk: rate() }
     }
 
+    /// Draws hotplug memory, which one of the hypervisors has not.
+    pub(super) fn hotplug(&mut self, hypervisor: Hypervisor) -> Bytes {
+        let has_some = self.rng.chance(500) && hypervisor == Hypervisor::Qemu;
+        if has_some { Bytes(256 << 20) } else { Bytes(0) }
+    }
+
+    /// Draws the part of the hotplug memory that a guest should have, sometimes more than there is.
+    pub(super) fn hotplugged(&mut self) -> Option<Bytes> {
+        self.rng.chance(300).then(|| Bytes((128 << 20) * self.rng.below(3)))
+    }
+
     /// Draws changes that a running program cannot see, often none.
     pub(super) fn deferred(&mut self) -> Pending {
         let vcpus = self.rng.chance(300).then(|| u32::try_from(self.rng.below(2)).expect("small") + 1);
         let memory = self.rng.chance(300).then(|| Bytes((128 + 128 * self.rng.below(2)) << 20));
         let hypervisor = self.rng.chance(200).then(|| self.hypervisor());
-        Pending { vcpus, memory, hypervisor, ..Pending::default() }
+        let hotplug = self.rng.chance(100).then(|| self.hotplug(hypervisor.unwrap_or(Hypervisor::Qemu)));
+        Pending { vcpus, memory, hotplug, hypervisor, ..Pending::default() }
     }
 
     pub(super) fn compression(&mut self) -> Option<Compression> {

@@ -258,6 +258,7 @@ impl Play {
         self.names = self.rng.below(4);
         let name = format!("i{}", self.names);
         self.log.push(format!("create {name} {image} {program}"));
+        let hypervisor = self.hypervisor();
         let wanted = InstanceRequest {
             name: Name::resource(&name).expect("valid"),
             tags: Tags::new(),
@@ -265,13 +266,15 @@ impl Play {
             platform: Platform::LinuxAmd64,
             vcpus: 1,
             memory: Bytes(256 << 20),
+            hotplug: self.hotplug(hypervisor),
+            hotplugged: self.hotplugged(),
             overlay: Bytes(1 << 30),
             rates: self.rates(),
             env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
             has_network: self.rng.chance(800),
-            hypervisor: self.hypervisor(),
+            hypervisor,
             skip_guest_agent: false,
             skip_kernel_headers: false,
             pulls_always: false,
@@ -305,6 +308,7 @@ impl Play {
             auto_standby,
             bandwidth,
             disk_rate,
+            hotplugged: self.hotplugged(),
             deferred,
             restarts,
             ..InstancePatch::default()

@@ -4,7 +4,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::compression::SnapshotPolicy;
 use stead_schemas::instance::{Hypervisor, InstanceSpec};
 use stead_schemas::policy::AutoStandbyPolicy;
-use stead_schemas::quantity::Rate;
+use stead_schemas::quantity::{Bytes, Rate};
 use stead_schemas::volume::{Access, VolumeMount};
 
 use crate::node::admission::check_field;
@@ -26,6 +26,7 @@ impl Declared {
         self.check_vcpus(spec.vcpus, "vcpus")?;
         self.check_auto_standby(spec.auto_standby.as_ref(), "auto_standby")?;
         self.check_disk_rate(spec.rates.disk)?;
+        check_field(self.hypervisor, self.has.resize_memory || spec.hotplug == Bytes(0), "hotplug_size")?;
         let has_compression =
             spec.snapshot_policy.as_ref().is_some_and(|policy| *policy != SnapshotPolicy::default());
         check_field(self.hypervisor, self.has.standby || !has_compression, "snapshot_policy")
@@ -37,6 +38,10 @@ impl Declared {
     /// Returns the refusal of the field `target_hypervisor`.
     pub(super) fn check_move(&self, spec: &InstanceSpec) -> Result<(), Refused> {
         self.check_vcpus(spec.vcpus, "target_hypervisor")?;
+        if spec.hotplug > Bytes(0) && !self.has.resize_memory {
+            let why = format!("is {}, which has no hotplug memory", self.hypervisor.as_str());
+            return Err(Refused::unsupported("target_hypervisor", why));
+        }
         self.check_auto_standby(spec.auto_standby.as_ref(), "target_hypervisor")
     }
 

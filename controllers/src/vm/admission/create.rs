@@ -60,6 +60,8 @@ fn stage(
         pull,
         vcpus: request.vcpus,
         memory: request.memory,
+        hotplug: request.hotplug,
+        hotplugged: request.hotplugged,
         overlay: request.overlay,
         rates: request.rates,
         env: request.env,

@@ -261,7 +261,7 @@ async fn each_field_that_a_vmm_does_not_declare_is_refused_by_its_path() {
         ("auto_standby", json!({"enabled": true, "idle_timeout": "5m"}), unsupported),
         ("snapshot_policy", compression, unsupported),
         ("volumes", mount, Some(RefusedKind::Invalid)),
-        ("hotplug_size", json!("1GB"), None),
+        ("hotplug_size", json!("1GB"), unsupported),
         ("disk_io_bps", json!("1MB/s"), unsupported),
         ("devices", json!(["l4"]), None),
     ] {

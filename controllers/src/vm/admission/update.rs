@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::api::{Applies, BandwidthAsked, InstancePatch, check_env, check_fits};
+use stead_schemas::api::{
+    Applies, BandwidthAsked, HOTPLUGGED, InstancePatch, check_env, check_fits, check_part,
+};
 use stead_schemas::disk::Disk;
 use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Rates, State};
@@ -79,6 +81,7 @@ fn stage(
         spec.auto_standby = patch.auto_standby.or_else(|| spec.auto_standby.take());
         spec.snapshot_policy = patch.snapshot_policy.or(spec.snapshot_policy);
         spec.rates.disk = patch.disk_rate.or(spec.rates.disk);
+        spec.hotplugged = patch.hotplugged.or(spec.hotplugged);
         spec.defer(patch.deferred);
         if applies == Applies::WithRestart {
             set_power(spec, Power::Running, PowerCause::Client, now);
@@ -108,9 +111,14 @@ fn check(tx: &Tx<'_>, before: &InstanceSpec, spec: &InstanceSpec) -> Result<(), 
         );
         return Err(Refused::at(RefusedKind::Invalid, "overlay_size", message));
     }
+    if spec.hotplugged != before.hotplugged {
+        check_part(spec.hotplugged, spec.hotplug)
+            .map_err(|why| Refused::at(RefusedKind::Invalid, HOTPLUGGED, format!("{HOTPLUGGED} {why}")))?;
+    }
     check_env(&spec.env).map_err(|why| Refused::at(RefusedKind::Invalid, "env", format!("env {why}")))?;
     // The host may have lost its hypervisor since; that does not stand in the way of other changes.
-    let is_other = spec.hypervisor != before.hypervisor || spec.vcpus != before.vcpus;
+    let is_other =
+        spec.hypervisor != before.hypervisor || spec.vcpus != before.vcpus || spec.hotplug != before.hotplug;
     let is_limited = spec.rates.disk != before.rates.disk;
     let is_policy =
         spec.auto_standby != before.auto_standby || spec.snapshot_policy != before.snapshot_policy;

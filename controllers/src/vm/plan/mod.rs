@@ -19,7 +19,7 @@ use crate::vm::facts::{
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
 use crate::vm::steps::{act, record, refuse, regrant, wait, wake};
-use crate::vm::{Action, Observed, failed_forks, health, idle, vmm_limits, wake};
+use crate::vm::{Action, Observed, failed_forks, health, idle, memory, vmm_limits, wake};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -59,7 +59,10 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     let desired = Desired::Present(object);
     match (Situation::of(&desired, seen), goal(&desired)) {
         (Situation::Wanted(machine), _) => match plan_up(object, machine, seen, now) {
-            Plan::Converged => vmm_limits::plan(object, machine, seen),
+            Plan::Converged => match memory::plan(object, machine) {
+                Some(step) => act(step),
+                None => vmm_limits::plan(object, machine, seen),
+            },
             planned => planned,
         },
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),

@@ -61,6 +61,8 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             platform: Platform::LinuxAmd64,
             vcpus: 1,
             memory: Bytes(256 << 20),
+            hotplug: Bytes(0),
+            hotplugged: None,
             overlay: Bytes(1 << 30),
             rates: Rates::default(),
             env: BTreeMap::new(),
@@ -109,6 +111,8 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         incarnation: None,
         identity_error: None,
         identity_sent: None,
+        memory: None,
+        memory_asked: None,
         is_unresponsive: false,
     };
     Machine {
@@ -122,6 +126,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         listening_since: at(0),
         is_network_cut: false,
         disk_limit: DiskLimit::Unlimited,
+        has_unused_memory: false,
         missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,
         is_out_of_memory: false,

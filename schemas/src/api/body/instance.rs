@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use super::policy::{AutoStandbyRequest, HealthCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest};
 use super::volume::VolumeMountRequest;
 use crate::api::schema::{
-    Arguments, EnvChanges, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time, ZeroSize,
+    Arguments, EnvChanges, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time,
 };
 use crate::instance::Hypervisor;
 use crate::limits;
@@ -65,8 +65,11 @@ pub struct InstanceCreate {
     pub auto_standby: Option<AutoStandbyRequest>,
     /// Volumes to mount. They need at most 23 devices; a mount with an overlay needs two.
     pub volumes: Option<Vec<VolumeMountRequest>>,
-    /// Memory that can be added later. It is not supported yet: only a size of 0 is accepted.
-    pub hotplug_size: Option<ZeroSize>,
+    /// Memory on top of `size` that the guest can give back and get again while it runs, up to 32 GB, in whole blocks of
+    /// 128 MB; none by default.
+    pub hotplug_size: Option<Size>,
+    /// Part of the hotplug memory that the guest should have; all of it by default.
+    pub hotplugged_size: Option<Size>,
     /// Limit of the bytes that are read and written on the root disk and all volumes together, from 1 MB/s to 1 TB/s; a
     /// rate of 0, which is the default, means no limit. Disks that were idle have four times as much for three seconds.
     pub disk_io_bps: Option<RateText>,
@@ -213,6 +216,11 @@ pub struct InstanceUpdate {
     pub vcpus: Option<u32>,
     /// New memory, from the next start on.
     pub size: Option<Size>,
+    /// New hotplug memory, from the next start on.
+    pub hotplug_size: Option<Size>,
+    /// New part of the hotplug memory that the guest should have, at most all of it. It applies at once: a guest that runs
+    /// gives memory back or gets it.
+    pub hotplugged_size: Option<Size>,
     /// New size of the writable layer over the image, which is at least the present one, from the next start on.
     pub overlay_size: Option<Size>,
     /// New values of variables, from the next start on; null removes a variable. Others stay.

@@ -17,7 +17,7 @@ use super::rule::Kind;
 use super::{AGAIN, AGENT, Begin, ending, rule, unit, up};
 use crate::children::Children;
 use crate::control::{Control, Stop, Urgency};
-use crate::{BootError, devices, program};
+use crate::{BootError, devices, memory, program};
 
 /// Limit on the handed-over state, in bytes: the largest configuration, its strings and leftovers encoded as JSON.
 const BEGIN_BYTES_MAX: u64 = 16 << 20;
@@ -47,9 +47,14 @@ pub(crate) fn main() {
         None if name == AGENT => run(Origin::Init),
         Some(AGAIN) if name == AGENT => run(Origin::Unit),
         Some(unit::ADOPT) => unit::adopt(),
+        Some(memory::OFFLINE) => memory::offline_main(&words.next().unwrap_or_default()),
         _ => return,
     };
     if let Err(error) = done {
+        if word.is_some_and(|word| word == memory::OFFLINE) {
+            // Whoever started this process reports it.
+            std::process::exit(1);
+        }
         crate::log_line(&format!("the agent cannot go on: {error}"));
         std::process::exit(1);
     }
