@@ -43,6 +43,9 @@ pub struct InstanceSpec {
     /// The part of `hotplug` that the guest should have; `None` means all of it.
     #[serde(default)]
     pub hotplugged: Option<Bytes>,
+    /// Hotplug memory that was taken back for the host, for a while.
+    #[serde(default)]
+    pub memory_hold: Option<MemoryHold>,
     pub overlay: Bytes,
     /// The limits of traffic that the client asked for.
     #[serde(default)]
@@ -105,6 +108,13 @@ pub struct InstanceSpec {
     pub allocated: Allocated,
 }
 
+/// An upper limit of the hotplug memory of a guest until some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryHold {
+    pub hotplugged: Bytes,
+    pub until: Timestamp,
+}
+
 /// Changes of the fields that a VM is started with. `None` means no change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -155,10 +165,11 @@ impl InstanceSpec {
         in_all(self.pending.memory.unwrap_or(self.memory), self.pending.hotplug.unwrap_or(self.hotplug))
     }
 
-    /// Returns the hotplug memory that the guest should have.
+    /// Returns the hotplug memory that the guest should have now.
     #[must_use]
-    pub fn hotplug_target(&self) -> Bytes {
-        self.hotplugged.map_or(self.hotplug, |part| part.min(self.hotplug))
+    pub fn hotplug_target(&self, now: Timestamp) -> Bytes {
+        let held = self.memory_hold.filter(|hold| now < hold.until).map(|hold| hold.hotplugged);
+        [self.hotplugged, held].into_iter().flatten().fold(self.hotplug, Bytes::min)
     }
 
     /// Returns what a VM of the instance takes of its host while it runs, or after its next start where that is more,
@@ -351,6 +362,9 @@ pub struct InstanceStatus {
     /// Hotplug memory that the guest has, as it last reported while it ran; `None` without any.
     #[serde(default)]
     pub hotplugged: Option<Bytes>,
+    /// True if the host can take memory back from the VM that runs, which has no RAM of a saved file.
+    #[serde(default)]
+    pub returns_memory: bool,
     /// The last grant that was given back: no VM was there any more, and none was to come.
     #[serde(default)]
     pub returned: GrantNo,

@@ -152,7 +152,7 @@ mod tests {
         // What runs counts, and what is to run.
         assert_eq!((spec.demand().vcpus, spec.demand().memory), (4, vm_memory(Bytes(3 << 30))));
         spec.apply_pending();
-        assert_eq!((spec.hotplug, spec.hotplug_target()), (Bytes(1 << 30), Bytes(1 << 30)));
+        assert_eq!((spec.hotplug, spec.hotplug_target(spec.power_since)), (Bytes(1 << 30), Bytes(1 << 30)));
         assert_eq!((spec.vcpus, spec.memory, spec.pending.is_empty()), (4, Bytes(2 << 30), true));
         let names: Vec<_> = spec.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str())).collect();
         assert_eq!(names, [("KEPT", "1"), ("NEW", "3")]);

@@ -204,6 +204,15 @@ impl SubAssign for Usage {
     }
 }
 
+/// The pressure on the memory of a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Memory that programs can still get.
+    pub available: Bytes,
+    /// True if programs wait for memory.
+    pub is_high: bool,
+}
+
 /// Returns the memory that a VM takes of its host: that of the guest, and that of its VMM.
 #[must_use]
 pub fn vm_memory(guest: Bytes) -> u128 {

@@ -12,6 +12,7 @@ use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::quantity::Bytes as Size;
+use stead_schemas::resource::Pressure;
 
 use crate::guest_channel::{AgentError, AgentStream};
 
@@ -97,6 +98,8 @@ pub trait Backend: Send + Sync + 'static {
     fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>>;
     /// Returns the current resource usage of an instance's VMM; only the figures of usage are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
+    /// Returns the pressure on the memory of the host.
+    fn pressure(&self) -> Pressure;
     /// Returns the results of an instance's health check so far, and the program and check that they belong
     /// to.
     fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)>;

@@ -27,6 +27,7 @@ mod openapi;
 mod operation;
 mod pace;
 mod pools;
+mod reclaim;
 mod refusals;
 mod resources;
 mod route;

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use stead_schemas::api::schema::Binary;
 use stead_schemas::api::{
     AutoStandbyView, Capabilities, ControlFrame, CopyFrame, CopyRequest, ExecRequest, Health, Image, Ingress,
-    Instance, InstanceEvent, InstanceStats, LogEvent, PathView, Resources, Snapshot, SnapshotSchedule,
-    SnapshotScheduleSet, Volume, WaitForState, body, query,
+    Instance, InstanceEvent, InstanceStats, LogEvent, MemoryReclaim, PathView, Resources, Snapshot,
+    SnapshotSchedule, SnapshotScheduleSet, Volume, WaitForState, body, query,
 };
 
 use super::auth::Scope;
@@ -15,8 +15,8 @@ use super::operation::{delete, get, patch, post, put};
 use super::route::Routes;
 use super::rule::needs;
 use super::{
-    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, openapi, resources, schedules,
-    snapshots, stat, stats, system, unsupported, volumes, wait,
+    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, openapi, reclaim, resources,
+    schedules, snapshots, stat, stats, system, unsupported, volumes, wait,
 };
 
 const OK: StatusCode = StatusCode::OK;
@@ -62,6 +62,13 @@ fn add_system(routes: Routes) -> Routes {
                 .under(needs(&[Scope::ResourceRead]))
                 .answers::<Resources>(OK),
             resources::resources,
+        )
+        .add(
+            post("/resources/memory/reclaim", "reclaimMemory", "Take memory back from instances for a while")
+                .under(needs(&[Scope::ResourceRead, Scope::InstanceWrite]))
+                .takes::<body::MemoryReclaimRequest>()
+                .answers::<MemoryReclaim>(OK),
+            reclaim::reclaim,
         )
         .add(
             get("/backup", "getBackup", "Read a sealed backup of everything that is stored")

@@ -53,10 +53,8 @@ pub(super) fn add(routes: Routes) -> Routes {
 
 fn add_devices(routes: Routes) -> Routes {
     const READ: &[Scope] = &[Scope::DeviceRead];
-    const RESOURCES: &[Scope] = &[Scope::ResourceRead];
     let list = no_list("/devices", "listDevices", "List devices; there are none yet", READ);
     let available = "List devices that can be registered; there are none yet";
-    let reclaim = "Take memory back from instances; it is not supported yet";
     routes
         .add(list.query::<TagFilter>(), empty)
         .add(no_list("/devices/available", "listAvailableDevices", available, READ), empty)
@@ -75,7 +73,6 @@ fn add_devices(routes: Routes) -> Routes {
             ),
             absent,
         )
-        .add(unserved(post("/resources/memory/reclaim", "reclaimMemory", reclaim), RESOURCES), not_yet)
 }
 
 fn add_builds(routes: Routes) -> Routes {

@@ -11,6 +11,7 @@ use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
+use stead_schemas::resource::Pressure;
 
 use super::backups::Backups;
 use super::host::Host;
@@ -18,6 +19,7 @@ use crate::api::{Backend, ImportStream, Imported, LogError, LogStream, PrepareEr
 use crate::config::Config;
 use crate::guest_channel::{AgentError, AgentStream};
 use crate::host::oci::Oci;
+use crate::host::pressure;
 use crate::host::probe::Prober;
 use crate::host::usage::Usage;
 use crate::host::volume_archives::{ArchiveError, VolumeArchives};
@@ -116,6 +118,10 @@ impl Backend for HostBackend {
             network_tx_bytes: usage.sent_bytes,
             ..InstanceStats::default()
         }
+    }
+
+    fn pressure(&self) -> Pressure {
+        pressure::read()
     }
 
     fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)> {

@@ -150,7 +150,7 @@ enum Verb {
     Stat(copy::StatPath),
     /// Print the resource usage of instances, repeatedly at a terminal.
     Top(top::Top),
-    /// Print what the host has of each resource, and what is allocated.
+    /// Print what the host has of each resource and what is allocated, or take memory back.
     Resources(resources::ShowResources),
     /// Wait until an instance is in a state.
     Wait(instances::WaitFor),

@@ -28,6 +28,7 @@ mod nft_nics;
 mod nft_rules;
 pub mod oci;
 mod packet;
+pub mod pressure;
 pub mod probe;
 pub(crate) mod process;
 mod report;

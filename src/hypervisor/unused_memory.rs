@@ -18,11 +18,16 @@ use super::record::{Mapping, Record};
 use super::save::on_thread;
 use crate::memory::free_ram;
 
+/// Returns whether the host can take memory back that the guest does not use.
+pub(super) fn is_returned(record: &Record, attached: &Attached) -> bool {
+    let is_own = attached.choice.driver.ram_access() == RamAccess::Host && record.mapping == Mapping::Own;
+    is_own && record.hotplug > Bytes(0)
+}
+
 /// Returns whether the guest gave memory back that the host still keeps, and the host can take it.
 pub(super) fn can_be_taken_back(record: &Record, attached: &Attached) -> bool {
-    let is_own = attached.choice.driver.ram_access() == RamAccess::Host && record.mapping == Mapping::Own;
     let is_new = |memory: GuestMemory| !memory.unused.is_empty() && !attached.is_taken_back(memory.change);
-    is_own && record.hotplug > Bytes(0) && attached.channel.view().memory.is_some_and(is_new)
+    is_returned(record, attached) && attached.channel.view().memory.is_some_and(is_new)
 }
 
 impl Hypervisors {

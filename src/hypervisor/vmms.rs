@@ -62,6 +62,7 @@ impl Hypervisors {
         let has_network = record.tap.as_ref().map_or(Ok(true), |tap| has_tap(identity.pid, tap.as_str()));
         let failed = |error| HostError::io("observe the network of", owner.as_str(), error);
         machine.is_network_cut = !has_network.map_err(failed)?;
+        machine.returns_memory = unused_memory::is_returned(record, &attached);
         machine.has_unused_memory = unused_memory::can_be_taken_back(record, &attached);
         machine.disk_limit = self.disk_limit(record, &attached, &machine.vmm).await;
         let failed = |error| HostError::io("observe the walls of", owner.as_str(), error);
@@ -154,6 +155,7 @@ impl Vmms for Hypervisors {
             listening_since: record.launched_at,
             is_network_cut: false,
             disk_limit: DiskLimit::Fixed,
+            returns_memory: false,
             has_unused_memory: false,
             missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),

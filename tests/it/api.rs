@@ -113,10 +113,10 @@ async fn capabilities_show_what_the_hypervisors_of_the_node_declare() {
     let server = Server::start().await;
     let shown = server.send("GET", "/capabilities", None).await;
     assert_eq!(shown.status, 200);
-    let features = json!(["disk-io-limit", "fork", "snapshots", "standby"]);
-    let runtime =
-        |name: &str| json!({"name": name, "available": true, "features": features, "accelerator": "kvm"});
-    assert_eq!(shown.body["runtimes"], json!([runtime("qemu"), runtime("qemu-microvm")]));
+    let runtime = |name: &str, features: &[&str]| json!({"name": name, "available": true, "features": features, "accelerator": "kvm"});
+    let qemu = runtime("qemu", &["disk-io-limit", "fork", "hotplug-memory", "snapshots", "standby"]);
+    let microvm = runtime("qemu-microvm", &["disk-io-limit", "fork", "snapshots", "standby"]);
+    assert_eq!(shown.body["runtimes"], json!([qemu, microvm]));
     assert_eq!(shown.body["default_runtime"], json!({"name": "qemu", "available": true}));
     let host =
         json!({"os": "linux", "arch": "amd64", "cgroups": false, "vhost_net": false, "missing_walls": []});

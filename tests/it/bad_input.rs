@@ -21,6 +21,23 @@ type Case = (&'static str, &'static str, String, u16, &'static str, &'static str
 const NEW: &str = "/instances";
 const FORK: &str = "/snapshots/tz4a98xxat96iws9zmbrgj3a/fork";
 
+/// Returns a request to take memory back.
+fn reclaim(body: Value, problem: &'static str) -> Case {
+    ("POST", "/resources/memory/reclaim", body.to_string(), 400, "invalid_request", problem)
+}
+
+/// Returns requests to take memory back.
+fn reclaims() -> Vec<Case> {
+    vec![
+        reclaim(json!({}), "reclaim_bytes is required"),
+        reclaim(json!({"reclaim_bytes": -1}), "reclaim_bytes must be a whole"),
+        reclaim(json!({"reclaim_bytes": 1, "hold_for": "0s"}), "hold_for "),
+        reclaim(json!({"reclaim_bytes": 1, "hold_for": "169h"}), "hold_for "),
+        reclaim(json!({"reclaim_bytes": 1, "reason": "x".repeat(257)}), "reason "),
+        reclaim(json!({"reclaim_bytes": 1, "forever": true}), "forever "),
+    ]
+}
+
 /// Returns requests on instances: shape of the body, names, sizes.
 fn creations() -> Vec<Case> {
     let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
@@ -283,6 +300,7 @@ async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
         .into_iter()
         .chain(hypervisors())
         .chain(unsupported_fields())
+        .chain(reclaims())
         .chain(policy_fields())
         .chain(archives())
         .chain(others())

@@ -16,6 +16,7 @@ use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
+use stead_schemas::resource::Pressure;
 
 /// Port in use by another program.
 pub(crate) const TAKEN_PORT: u16 = 4973;
@@ -91,6 +92,10 @@ impl Backend for NoHost {
 
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
         InstanceStats::default()
+    }
+
+    fn pressure(&self) -> Pressure {
+        Pressure::default()
     }
 
     fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {

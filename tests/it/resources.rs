@@ -148,3 +148,109 @@ async fn the_command_line_shows_sizes_that_people_read() {
     let json: Value = serde_json::from_str(&run(&["resources", "-o", "json"]).await).expect("JSON");
     assert_eq!(json["allocations"][0]["instance_name"], "web");
 }
+
+async fn reclaimed(server: &Server, body: Value) -> Value {
+    let answer = server.send("POST", "/resources/memory/reclaim", Some(body)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.body
+}
+
+/// Waits until the guest of an instance uses so many megabytes of its hotplug memory.
+async fn uses(server: &Server, name: &str, megabytes: u64) -> Value {
+    let arrived = async {
+        loop {
+            let seen = server.send("GET", &format!("/instances/{name}"), None).await.body;
+            if seen["hotplugged_bytes"] == megabytes << 20 {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(MOMENT, arrived).await.expect("its memory changes")
+}
+
+/// Returns the instances with this status, and the memory that their guests should use.
+fn shares(seen: &Value, status: &str) -> Vec<(Value, Value)> {
+    let actions = seen["actions"].as_array().expect("a list").iter();
+    let of = |one: &Value| (one["instance_name"].clone(), one["planned_target_guest_memory_bytes"].clone());
+    actions.filter(|one| one["status"] == status).map(of).collect()
+}
+
+/// Starts a server with instances that use all of their hotplug memory, and one that has none.
+async fn with_hotplug_memory() -> Server {
+    let server = Server::start().await;
+    for (name, hotplug) in [("large", "1GB"), ("small", "512MB")] {
+        let mut body = small(name);
+        body["hotplug_size"] = json!(hotplug);
+        body["hypervisor"] = json!("qemu");
+        server.create(body).await;
+    }
+    server.create(small("none")).await;
+    uses(&server, "large", 1024).await;
+    uses(&server, "small", 512).await;
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_taken_back_from_those_that_use_most_until_the_hold_is_over() {
+    let server = with_hotplug_memory().await;
+    let mut body = json!({"reclaim_bytes": 300 << 20, "hold_for": "1h", "dry_run": true, "reason": "a test"});
+    let planned = reclaimed(&server, body.clone()).await;
+    // Whole blocks, above the memory that each guest keeps.
+    let large = (json!("large"), json!((256 + 1024 - 384) << 20));
+    assert_eq!(shares(&planned, "planned"), std::slice::from_ref(&large), "{planned}");
+    assert_eq!(
+        (&planned["planned_reclaim_bytes"], &planned["applied_reclaim_bytes"]),
+        (&json!(384 << 20), &json!(0))
+    );
+    uses(&server, "large", 1024).await;
+
+    body["dry_run"] = json!(false);
+    let done = reclaimed(&server, body).await;
+    assert_eq!(
+        (shares(&done, "applied"), &done["applied_reclaim_bytes"]),
+        (vec![large], &json!(384 << 20)),
+        "{done}"
+    );
+    let seen = uses(&server, "large", 640).await;
+    assert_eq!(
+        (&seen["hotplugged_size"], &seen["memory_held_until"]),
+        (&json!("640.0 MB"), &done["hold_until"])
+    );
+    // What is held is not given by a change.
+    let changed = server.send("PATCH", "/instances/large", Some(json!({"hotplugged_size": "1GB"}))).await;
+    assert_eq!(
+        (changed.status, &changed.body["hotplugged_size"]),
+        (200, &json!("640.0 MB")),
+        "{}",
+        changed.body
+    );
+    reclaimed(&server, json!({"reclaim_bytes": 1, "hold_for": "1s"})).await;
+    let seen = uses(&server, "large", 1024).await;
+    assert_eq!(seen["memory_held_until"], Value::Null, "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_taken_back_from_a_vm_that_was_restored() {
+    let server = with_hotplug_memory().await;
+    // The memory of a restored VM belongs to its saved file, too.
+    for verb in ["standby", "restore"] {
+        let answer = server.send("POST", &format!("/instances/small/{verb}"), None).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+    server.send("GET", "/instances/small/wait?state=Running&timeout=60s", None).await;
+    let planned = reclaimed(&server, json!({"reclaim_bytes": 8u64 << 30, "dry_run": true})).await;
+    assert_eq!(shares(&planned, "planned"), [(json!("large"), json!(256 << 20))], "{planned}");
+    assert_eq!(shares(&planned, "unsupported"), [(json!("small"), json!((256 + 512) << 20))], "{planned}");
+
+    let (code, out, err) = ended(
+        stead(&server.base, &server.token, &["resources", "reclaim-memory", "200MB", "--dry-run"])
+            .spawn()
+            .expect("started"),
+    )
+    .await;
+    let line =
+        out.lines().find(|line| line.contains("large")).unwrap_or_else(|| panic!("{code} {out} {err}"));
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(words, ["large", "planned", "1.3", "GB", "1.3", "GB", "1.0", "GB", "256.0", "MB"]);
+}

@@ -24,7 +24,7 @@ const ROUTES: &str = "
     GET /capabilities resource:read
     GET /backup backup:read
     GET /resources resource:read
-    POST /resources/memory/reclaim resource:read
+    POST /resources/memory/reclaim resource:read instance:write
     GET /instances instance:read
     POST /instances instance:write
     GET /instances/{id} instance:read

@@ -234,7 +234,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     wake::listeners(&mut broken, records, host);
     resources::settled(&mut broken, records);
     resources::limits(&mut broken, records, host);
-    resources::memory(&mut broken, records, host);
+    resources::memory(&mut broken, records, host, now);
     broken
 }
 

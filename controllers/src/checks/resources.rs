@@ -1,5 +1,6 @@
 //! Invariants of the resources of a host: what is promised fits, and so does what runs.
 
+use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::State;
 use stead_schemas::limits::TRANSLATED_CODE_MAX;
@@ -55,7 +56,7 @@ pub(super) fn limits(broken: &mut Broken, records: &Records, host: &HostSnapshot
 }
 
 /// Checks that each guest that runs has the hotplug memory of its spec, or says why it has not.
-pub(super) fn memory(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+pub(super) fn memory(broken: &mut Broken, records: &Records, host: &HostSnapshot, now: Timestamp) {
     for instance in &records.instances {
         let (spec, status) = (&instance.spec, &instance.status);
         if status.state != State::Running || spec.hotplug == Bytes(0) {
@@ -69,7 +70,9 @@ pub(super) fn memory(broken: &mut Broken, records: &Records, host: &HostSnapshot
         if host.machines.get(&instance.meta.uid).is_some_and(|machine| machine.has_unused_memory) {
             broken.push(format!("{}: its unused memory is kept", instance.meta.uid));
         }
-        let is_right = memory.used == spec.hotplugged.unwrap_or(spec.hotplug).min(spec.hotplug);
+        let held =
+            spec.memory_hold.filter(|hold| now < hold.until).map_or(spec.hotplug, |hold| hold.hotplugged);
+        let is_right = memory.used == spec.hotplugged.unwrap_or(spec.hotplug).min(spec.hotplug).min(held);
         let condition = condition::find(&status.conditions, ConditionType::MemoryResized);
         if !is_right && memory.error.is_none() || is_right != condition.is_none() {
             broken.push(format!(

@@ -40,7 +40,9 @@ pub struct Machine {
     /// A TAP that was created since under the same name is a different interface.
     pub is_network_cut: bool,
     pub disk_limit: DiskLimit,
-    /// True if the host keeps memory that the guest does not use, and can take it back.
+    /// True if the host can take memory back that the guest does not use.
+    pub returns_memory: bool,
+    /// True if the guest gave memory back that the host has not taken yet.
     pub has_unused_memory: bool,
     /// Walls that the VMM is not behind, as observed of its process. Meaningless without a process.
     pub missing_walls: BTreeSet<Wall>,

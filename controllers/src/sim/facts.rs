@@ -13,7 +13,7 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::resource::PerResource;
 
 use super::World;
-use super::vmms::CAPABILITIES;
+use super::vmms::capabilities;
 use crate::host::{Facts, HostError, HostSeen};
 use crate::node::admission::declare;
 use crate::store::Store;
@@ -27,7 +27,7 @@ impl Facts for World {
             Ok(HostSeen {
                 capacity: state.capacity,
                 images: ImageSpace { content: state.image_space(), cache: Bytes(0) },
-                hypervisors: hypervisors(&HYPERVISORS, CAPABILITIES),
+                hypervisors: simulated(),
                 accelerator: Accelerator::Kvm,
                 has_kernel_headers: true,
                 has_cgroups: false,
@@ -49,6 +49,12 @@ impl World {
     pub fn set_capacity(&self, capacity: Resources) {
         self.lock().capacity = capacity;
     }
+}
+
+/// Returns the hypervisors of the simulated host, which are all available.
+fn simulated() -> BTreeMap<Hypervisor, HypervisorStatus> {
+    let status = |hypervisor| HypervisorStatus { is_available: true, capabilities: capabilities(hypervisor) };
+    HYPERVISORS.into_iter().map(|hypervisor| (hypervisor, status(hypervisor))).collect()
 }
 
 /// Returns hypervisors that are all available and have the same capabilities.
@@ -96,7 +102,7 @@ pub fn network_spec() -> NetworkSpec {
 /// # Panics
 /// Panics if the store does not write, which ends a test.
 pub async fn observe_node(store: &Store) {
-    observe_node_with(store, hypervisors(&HYPERVISORS, CAPABILITIES)).await;
+    observe_node_with(store, simulated()).await;
 }
 
 /// Stores the node of a host with these hypervisors as if it was observed.

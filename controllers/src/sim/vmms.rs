@@ -60,8 +60,20 @@ pub(super) const START: Duration = Duration::from_millis(300);
 pub(super) const STOP: Duration = Duration::from_millis(400);
 pub(super) const POWER_OFF: Duration = Duration::from_millis(200);
 
-/// The capabilities of simulated VMs, apart from the number of their devices.
-pub(super) const CAPABILITIES: VmmCapabilities = VmmCapabilities {
+/// Returns the capabilities of simulated VMs.
+pub(super) fn capabilities(hypervisor: Hypervisor) -> VmmCapabilities {
+    match hypervisor {
+        Hypervisor::QemuMicrovm => VmmCapabilities {
+            resize_memory: false,
+            volume_devices_max: VOLUME_DEVICES_WITHOUT_PCI_MAX,
+            ..CAPABILITIES
+        },
+        _ => CAPABILITIES,
+    }
+}
+
+/// The capabilities of simulated VMs of most hypervisors.
+const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     standby: true,
     fork_memory: true,
     replace_tap: true,
@@ -172,6 +184,7 @@ impl Vmm {
             listening_since: self.shown_launched_at,
             is_network_cut: self.is_network_cut,
             disk_limit: self.disk_rate.into(),
+            returns_memory: !self.is_restored,
             has_unused_memory: self.has_unused_memory,
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
@@ -210,14 +223,7 @@ impl World {
 
 impl Vmms for World {
     fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
-        Some(match hypervisor {
-            Hypervisor::QemuMicrovm => VmmCapabilities {
-                resize_memory: false,
-                volume_devices_max: VOLUME_DEVICES_WITHOUT_PCI_MAX,
-                ..CAPABILITIES
-            },
-            _ => CAPABILITIES,
-        })
+        Some(capabilities(hypervisor))
     }
 
     async fn list(&self) -> Result<Vec<Uid>, HostError> {

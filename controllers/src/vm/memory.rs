@@ -1,5 +1,6 @@
 //! The hotplug memory of an instance: how much of it the guest should use, and how much it uses.
 
+use jiff::Timestamp;
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
@@ -19,9 +20,9 @@ fn reported<'a>(object: &Object<Instance>, machine: &'a Machine) -> Option<&'a G
 
 /// Asks a guest that should use another part of its hotplug memory, and was not asked yet, and takes back what it does not
 /// use any more.
-pub(super) fn plan(object: &Object<Instance>, machine: &Machine) -> Option<Action> {
+pub(super) fn plan(object: &Object<Instance>, machine: &Machine, now: Moment) -> Option<Action> {
     let memory = reported(object, machine).filter(|_| is_up(machine))?;
-    let target = object.spec.hotplug_target();
+    let target = object.spec.hotplug_target(now.at());
     let is_asked = [memory.target, machine.guest.memory_asked].contains(&Some(target));
     let is_so = memory.target.is_none() && memory.used == target;
     if !is_asked && !is_so {
@@ -39,13 +40,14 @@ pub(super) fn record(
     now: Moment,
 ) {
     let Some(seen) = seen else { return };
+    status.returns_memory = seen.machine.as_ref().is_some_and(|machine| machine.returns_memory);
     let memory = seen.machine.as_ref().and_then(|machine| reported(object, machine));
     match memory {
         Some(memory) => status.hotplugged = Some(memory.used.min(object.spec.hotplug)),
         None if seen.machine.is_none() && !seen.has_saved() => status.hotplugged = None,
         None => {}
     }
-    let target = object.spec.hotplug_target();
+    let target = object.spec.hotplug_target(now.at());
     let Some((memory, used)) = memory.zip(status.hotplugged).filter(|(_, used)| *used != target) else {
         status.conditions.retain(|condition| condition.kind != ConditionType::MemoryResized);
         return;
@@ -64,4 +66,9 @@ pub(super) fn record(
         last_transition_time: now.at(),
     };
     condition::set(&mut status.conditions, new);
+}
+
+/// Returns when memory that was taken back for the host is given back.
+pub(super) fn next_poll(object: &Object<Instance>) -> Option<Timestamp> {
+    object.spec.memory_hold.map(|hold| hold.until)
 }

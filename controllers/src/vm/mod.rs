@@ -234,8 +234,13 @@ impl<H: Host> Reconciler for VmReconciler<H> {
     fn next_poll(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
         let compression = object.spec.compression.filter(|_| object.spec.power == Power::Standby);
         let compression = compression.map(|request_change| request_change.not_before);
-        let times =
-            [object.spec.expires_at, compression, idle::next_poll(object), room::next_poll(object, now)];
+        let times = [
+            object.spec.expires_at,
+            compression,
+            idle::next_poll(object),
+            room::next_poll(object, now),
+            memory::next_poll(object),
+        ];
         times.into_iter().flatten().filter(|&at| at > now && !object.meta.is_deleting()).min()
     }
 

@@ -126,14 +126,7 @@ impl Fields {
         errors: &mut FieldErrors,
     ) -> Option<u32> {
         let value = self.take(key)?;
-        // The wire's `number` may arrive as 2.0.
-        let whole = value.as_u64().or_else(|| {
-            value
-                .as_f64()
-                .filter(|number| number.fract() == 0.0)
-                .and_then(|number| format!("{number:.0}").parse().ok())
-        });
-        match whole.and_then(|number| u32::try_from(number).ok()) {
+        match whole(&value).and_then(|number| u32::try_from(number).ok()) {
             Some(number) if bounds.contains(&number) => Some(number),
             _ => {
                 let (low, high) = (bounds.start(), bounds.end());
@@ -145,6 +138,16 @@ impl Fields {
                 None
             }
         }
+    }
+
+    /// Takes a whole number of any size.
+    pub fn count(&mut self, key: &str, errors: &mut FieldErrors) -> Option<u64> {
+        let value = self.take(key)?;
+        let count = whole(&value);
+        if count.is_none() {
+            errors.push(self.path(key), self.code, "must be a whole number, and not negative");
+        }
+        count
     }
 
     /// Takes a list of strings within bounds of count and size.
@@ -311,4 +314,13 @@ fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// Returns a whole number. The wire's `number` may arrive as 2.0.
+fn whole(value: &Value) -> Option<u64> {
+    let from_fraction = || {
+        let number = value.as_f64().filter(|number| number.fract() == 0.0)?;
+        format!("{number:.0}").parse().ok()
+    };
+    value.as_u64().or_else(from_fraction)
 }

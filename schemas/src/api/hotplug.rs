@@ -1,7 +1,7 @@
 //! Requests about memory that a running guest can give back and get again.
 
 use super::fields::Fields;
-use super::instance::size;
+use super::sizes::size;
 use crate::limits::{HOTPLUG_MAX, MEMORY_BLOCK};
 use crate::quantity::Bytes;
 use crate::validate::FieldErrors;

@@ -17,7 +17,7 @@ use super::pending::{Applies, PendingView};
 use super::policy::RestartView;
 use super::schema::{TagMap, Time};
 use super::volume::{MountRequest, MountView};
-use super::{auto_standby, compression, env, health, policy, rates, unsupported, volume};
+use super::{auto_standby, compression, env, health, policy, rates, sizes, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
@@ -85,18 +85,10 @@ impl InstanceRequest {
         let pulls_always = pulls_always(&mut fields, &mut errors);
         let hypervisor = hypervisor(&mut fields, "hypervisor", node, &mut errors);
         let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
-        let memory =
-            size(&mut fields, "size", "invalid_size", limits::MEMORY_MIN, limits::MEMORY_MAX, &mut errors);
+        let memory = sizes::memory(&mut fields, &mut errors);
         let hotplug = HotplugAsked::read(&mut fields, &mut errors);
         errors.take(HOTPLUGGED, INVALID, check_part(hotplug.part, hotplug.size.unwrap_or_default()));
-        let overlay = size(
-            &mut fields,
-            "overlay_size",
-            "invalid_overlay_size",
-            limits::OVERLAY_MIN,
-            limits::OVERLAY_MAX,
-            &mut errors,
-        );
+        let overlay = sizes::overlay(&mut fields, &mut errors);
         let disk_rate = rates::disk(&mut fields, &mut errors);
         let env = env::read(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
@@ -193,22 +185,6 @@ pub(super) fn hypervisor(
     None
 }
 
-pub(super) fn size(
-    fields: &mut Fields,
-    key: &str,
-    code: &'static str,
-    low: Bytes,
-    high: Bytes,
-    errors: &mut FieldErrors,
-) -> Option<Bytes> {
-    let size: Bytes = fields.parsed(key, code, errors)?;
-    if !(low..=high).contains(&size) {
-        errors.push(fields.path(key), code, format!("must be from {low} to {high}"));
-        return None;
-    }
-    Some(size)
-}
-
 pub(super) fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<String>> {
     fields.texts(key, limits::ARGV_MAX, limits::ARG_BYTES_MAX, errors)
 }
@@ -300,6 +276,11 @@ pub struct Instance {
     /// did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotplugged_bytes: Option<u64>,
+    /// An addition to Hypeman's API: time until which the guest does not get hotplug memory again that was taken back for
+    /// the host; absent without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
+    pub memory_held_until: Option<Timestamp>,
     /// Size of the writable layer over the image.
     pub overlay_size: String,
     /// Limit of the bytes read and written on the root disk and all volumes together; absent without a limit.
@@ -430,8 +411,9 @@ impl Instance {
             has_snapshot: status.has_saved_memory,
             size: spec.memory.to_string(),
             hotplug_size: has_hotplug.then(|| spec.hotplug.to_string()),
-            hotplugged_size: has_hotplug.then(|| spec.hotplug_target().to_string()),
+            hotplugged_size: has_hotplug.then(|| spec.hotplug_target(now).to_string()),
             hotplugged_bytes: status.hotplugged.map(|bytes| bytes.0),
+            memory_held_until: spec.memory_hold.map(|hold| hold.until).filter(|until| now < *until),
             overlay_size: spec.overlay.to_string(),
             disk_io_bps: spec.disk_rate().map(|rate| rate.to_string()),
             vcpus: spec.vcpus,

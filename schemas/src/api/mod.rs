@@ -24,9 +24,11 @@ mod pending;
 mod policy;
 pub mod query;
 mod rates;
+mod reclaim;
 mod resources;
 mod schedule;
 pub mod schema;
+mod sizes;
 mod snapshot;
 mod system;
 #[cfg(test)]
@@ -51,6 +53,7 @@ pub use instance::{Instance, InstanceRequest, InstanceStart, NetworkView, WaitFo
 pub use patch::InstancePatch;
 pub use pending::{Applies, MASK, PendingView};
 pub use policy::RestartView;
+pub use reclaim::{MemoryReclaim, MemoryReclaimAction, PressureState, ReclaimRequest, ReclaimStatus};
 pub use resources::{DiskBreakdown, GpuResourceStatus, ResourceAllocation, ResourceStatus, Resources};
 pub use schedule::{RetentionView, ScheduleRequest, SnapshotSchedule, SnapshotScheduleSet};
 pub use snapshot::{

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::bandwidth::BandwidthAsked;
 use super::fields::Fields;
 use super::hotplug::{HOTPLUGGED, HotplugAsked};
-use super::instance::{argv, hypervisor, size};
-use super::{auto_standby, compression, env, health, policy, rates};
+use super::instance::{argv, hypervisor};
+use super::{auto_standby, compression, env, health, policy, rates, sizes};
 use crate::compression::SnapshotPolicy;
 use crate::health::HealthCheck;
 use crate::instance::Pending;
@@ -95,19 +95,11 @@ fn deferred(
     hotplug: Option<Bytes>,
     errors: &mut FieldErrors,
 ) -> Pending {
-    let (least, most) = (limits::MEMORY_MIN, limits::MEMORY_MAX);
     Pending {
         vcpus: fields.number("vcpus", 1..=limits::VCPUS_MAX, errors),
-        memory: size(fields, "size", "invalid_size", least, most, errors),
+        memory: sizes::memory(fields, errors),
         hotplug,
-        overlay: size(
-            fields,
-            "overlay_size",
-            "invalid_overlay_size",
-            limits::OVERLAY_MIN,
-            limits::OVERLAY_MAX,
-            errors,
-        ),
+        overlay: sizes::overlay(fields, errors),
         env: env::read_changes(fields, errors),
         entrypoint: argv(fields, "entrypoint", errors),
         cmd: argv(fields, "cmd", errors),

@@ -25,6 +25,13 @@ pub const VMM_MEMORY_OVERHEAD: Bytes = Bytes(128 << 20);
 pub const TRANSLATED_CODE_MAX: Bytes = Bytes(1 << 30);
 /// Largest factor of oversubscription: beyond it a resource is in fact unlimited.
 pub const OVERSUBSCRIPTION_MAX: u16 = 1000;
+/// Time for which instances do not get memory again that was taken back from them: by default, and the longest.
+pub const RECLAIM_HOLD_DEFAULT: Duration = Duration::from_secs(5 * 60);
+pub const RECLAIM_HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Longest reason of a request to take memory back.
+pub const RECLAIM_REASON_CHARS_MAX: usize = 256;
+/// Time that such a request waits for guests. A block takes tenths of a second, or more on a busy host.
+pub const RECLAIM_WAIT: Duration = Duration::from_secs(20);
 /// Smallest overlay: ext4 with its metadata needs some room to be of use.
 pub const OVERLAY_MIN: Bytes = Bytes(16 << 20);
 /// Largest overlay: the peer's server limit.

@@ -22,8 +22,8 @@ use crate::children::Children;
 use crate::handover::Handover;
 use crate::outbox::{Outbox, Wake};
 use crate::pages::Pages;
-use crate::unsent::{Unsent, is_passing};
-use crate::{BootError, clock, identity, memory, take_identity};
+use crate::unsent::{Taken, Unsent, is_passing};
+use crate::{BootError, clock, identity, take_identity};
 
 /// Pause after a hang-up before the port is polled again. `poll` reports a hang-up continuously.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -173,9 +173,6 @@ impl Control {
     pub(crate) fn program_begun(&self, config: &Config, children: &Children, stop: Stop) {
         let grace = Duration::from_millis(config.shutdown_grace_millis);
         let children = children.clone();
-        if config.hotplug_bytes > 0 {
-            memory::start(self, &children, config.hotplug_bytes);
-        }
         self.lock().program = Some(Program { children, stop, grace, kill_at: None });
         self.wake();
     }
@@ -492,13 +489,4 @@ impl Control {
             _ => {}
         }
     }
-}
-
-/// The result of one read.
-#[derive(Default)]
-struct Taken {
-    bytes: usize,
-    /// True if nothing is left to be read for now.
-    is_drained: bool,
-    must_report: bool,
 }

@@ -148,6 +148,7 @@ fn run(control: &control::Control, config: &Config) -> Exit {
         Ok(program) => {
             control.program_begun(config, &children, program::stop(&program, config, &children));
             control.program_ready(config, &children);
+            memory::start(control, &children, config);
             program::wait(&program)
         }
         Err(exit) => exit,

@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use stead_schemas::guest::HotplugMemory;
+use stead_schemas::guest::{Config, HotplugMemory};
 use stead_schemas::limits::MEMORY_BLOCK;
 
 use crate::children::Children;
@@ -49,10 +49,13 @@ struct Memory {
     hotplug: u64,
 }
 
-/// Starts the thread that uses as much hotplug memory as the host asks.
-pub(crate) fn start(control: &Control, children: &Children, hotplug: u64) {
+/// Starts the thread that uses as much hotplug memory as the host asks, if the machine has some.
+pub(crate) fn start(control: &Control, children: &Children, config: &Config) {
+    if config.hotplug_bytes == 0 {
+        return;
+    }
     let (control, children) = (control.clone(), children.clone());
-    let memory = Memory { blocks: BLOCKS.into(), hotplug };
+    let memory = Memory { blocks: BLOCKS.into(), hotplug: config.hotplug_bytes };
     let started = std::thread::Builder::new()
         .name("memory".to_owned())
         .spawn(move || follow(&control, &children, &memory));

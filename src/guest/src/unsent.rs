@@ -1,7 +1,16 @@
-//! The frame that the control port is given at present.
+//! Reads and writes of the control port: what one read brought, and the frame that is written at present.
 
 use std::fs::File;
 use std::io::{self, Write};
+
+/// The result of one read.
+#[derive(Default)]
+pub(crate) struct Taken {
+    pub(crate) bytes: usize,
+    /// True if nothing is left to be read for now.
+    pub(crate) is_drained: bool,
+    pub(crate) must_report: bool,
+}
 
 /// A frame that is being written. No other frame interrupts it.
 #[derive(Default)]

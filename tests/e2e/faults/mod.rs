@@ -61,6 +61,8 @@ struct Scene {
     number: usize,
     outcomes: BTreeMap<Class, BTreeSet<String>>,
     failures: Vec<String>,
+    /// Classes that some runs of a step do not call.
+    by_chance: BTreeSet<Class>,
 }
 
 impl Scene {
@@ -107,6 +109,7 @@ impl Scene {
             number: 0,
             outcomes: BTreeMap::new(),
             failures: Vec::new(),
+            by_chance: BTreeSet::new(),
         }
     }
 
@@ -302,7 +305,7 @@ impl Scene {
     }
 
     /// Prints a summary, and fails if there was a failure, or if more classes than `missed_max` never failed: a
-    /// daemon that only watches a VM makes some calls rarely.
+    /// daemon that only watches a VM makes some calls rarely. Classes that are called by chance do not count.
     fn report(&self, classes: &BTreeSet<Class>, missed_max: usize) {
         for class in classes {
             log_line(&format!("CLASS {class}: {:?}", self.outcomes.get(class)));
@@ -312,8 +315,11 @@ impl Scene {
         let is_met = |class: &&Class| {
             self.outcomes.get(class).is_some_and(|outcomes| outcomes.iter().any(|text| *text != unreached))
         };
-        let missed: Vec<String> =
-            classes.iter().filter(|class| !is_met(class)).map(ToString::to_string).collect();
+        let missed: Vec<String> = classes
+            .difference(&self.by_chance)
+            .filter(|class| !is_met(class))
+            .map(ToString::to_string)
+            .collect();
         if only().is_empty() {
             assert!(missed.len() <= missed_max, "these classes were never made to fail: {missed:#?}");
         }
@@ -349,11 +355,15 @@ impl Scene {
         one_in: usize,
         chosen: &mut BTreeMap<Class, usize>,
     ) -> BTreeSet<Class> {
-        // The first run includes one-time work, so the second one is counted.
-        self.count(step).await;
+        // The first run includes one-time work, so the second one is counted. What is called in one of them only may be
+        // called by chance, as when a list is read while a file is being written.
+        let first = self.count(step).await;
         let seen = self.count(step).await;
         for (class, count) in &seen {
             log_line(&format!("SEEN {step}: {class}: {count}"));
+            if !first.contains_key(class) {
+                self.by_chance.insert(class.clone());
+            }
         }
         let mut classes = BTreeSet::new();
         for class in seen.into_keys().filter(is_ours) {

@@ -68,6 +68,17 @@ impl Play {
         Pending { vcpus, memory, hotplug, hypervisor, ..Pending::default() }
     }
 
+    /// Takes memory back from instances for some seconds.
+    pub(super) async fn reclaim(&mut self) {
+        let (bytes, held) = (self.rng.below(1 << 30), Duration::from_secs(1 + self.rng.below(60)));
+        self.log.push(format!("reclaim {bytes} for {held:?}"));
+        let reclaim = move |tx: &mut Tx<'_>| {
+            let until = tx.now().checked_add(held).expect("a time");
+            admission::reclaim(tx, bytes, until)
+        };
+        let _ = self.daemon.store.transact(reclaim).await;
+    }
+
     pub(super) fn compression(&mut self) -> Option<Compression> {
         self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
     }

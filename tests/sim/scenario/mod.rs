@@ -17,7 +17,7 @@ use stead_controllers::node::local;
 use stead_controllers::schedule::admission as schedules;
 use stead_controllers::sim::{AMPLE, Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
 use stead_controllers::snapshot::admission as snapshots;
-use stead_controllers::store::MemoryKv;
+use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission::{self, Target};
 use stead_schemas::api::{
     BandwidthAsked, CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart,
@@ -203,7 +203,8 @@ impl Play {
                 30..=39 => self.stop().await,
                 40..=49 => self.start().await,
                 50..=57 => self.delete().await,
-                58..=59 => self.patch().await,
+                58 => self.patch().await,
+                59 => self.reclaim().await,
                 60..=64 => self.touch_image().await,
                 65..=79 => {
                     let at = usize::try_from(self.rng.below(Drift::ALL.len() as u64)).expect("small");

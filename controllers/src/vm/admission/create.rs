@@ -62,6 +62,7 @@ fn stage(
         memory: request.memory,
         hotplug: request.hotplug,
         hotplugged: request.hotplugged,
+        memory_hold: None,
         overlay: request.overlay,
         rates: request.rates,
         env: request.env,

@@ -147,6 +147,7 @@ pub(super) fn begin_at(
         hypervisor: goal.hypervisor,
         power_by: PowerCause::Client,
         hold_until: None,
+        memory_hold: None,
         pending: Pending::default(),
         // The compression belongs to a standby of the source: for the fork it would only separate shared pages.
         compression: None,

@@ -11,6 +11,7 @@ mod fork;
 mod from_snapshot;
 mod pool;
 mod power;
+mod reclaim;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use fork::{ForkRequest, Forked, fork, fork_snapshot};
 pub use from_snapshot::Target;
 pub use pool::scale;
 pub use power::{restore, standby, start, stop};
+pub use reclaim::{Share, plan_reclaim, reclaim};
 pub use restore::restore_snapshot;
 pub use update::{Updated, apply_changes, update};
 pub use volumes::{attach, detach};

@@ -93,6 +93,7 @@ fn restored(kept: &InstanceSpec, snapshot: &Object<Snapshot>, goal: &Goal, now: 
         expires_at: kept.expires_at,
         auto_standby: kept.auto_standby,
         hold_until: kept.hold_until,
+        memory_hold: None,
         snapshot_policy: kept.snapshot_policy,
         rates: kept.rates,
         compression: None,

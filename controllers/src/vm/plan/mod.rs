@@ -59,7 +59,7 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     let desired = Desired::Present(object);
     match (Situation::of(&desired, seen), goal(&desired)) {
         (Situation::Wanted(machine), _) => match plan_up(object, machine, seen, now) {
-            Plan::Converged => match memory::plan(object, machine) {
+            Plan::Converged => match memory::plan(object, machine, now) {
                 Some(step) => act(step),
                 None => vmm_limits::plan(object, machine, seen),
             },

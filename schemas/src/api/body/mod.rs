@@ -8,6 +8,7 @@ mod image;
 mod ingress;
 mod instance;
 mod policy;
+mod reclaim;
 mod snapshot;
 #[cfg(test)]
 pub(super) mod tests;
@@ -25,5 +26,6 @@ pub use policy::{
     AutoStandbyRequest, CompressionRequest, ExecCheckRequest, HealthCheckRequest, HealthCheckType,
     HttpCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest, StandbyRequest, TcpCheckRequest,
 };
+pub use reclaim::MemoryReclaimRequest;
 pub use snapshot::{ForkCreate, SnapshotCreate, SnapshotFork, SnapshotRestore, SnapshotUpdate, TargetState};
 pub use volume::{VolumeAttach, VolumeCreate, VolumeMountRequest, VolumeUpdate};

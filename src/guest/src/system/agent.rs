@@ -85,6 +85,7 @@ fn run(origin: Origin) -> io::Result<()> {
     let (control, config, kind) = (begun.control, begun.config, begun.kind);
     let (ends, ended) = mpsc::channel();
     control.program_begun(&config, &children, stop(kind, &config, &children, ends.clone()));
+    memory::start(&control, &children, &config);
     spawn("signals", {
         let (control, ends) = (control.clone(), ends.clone());
         move || watch_signals(&signals, kind, &control, &ends)
