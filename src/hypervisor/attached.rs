@@ -1,7 +1,7 @@
 //! The connections to one VM whose process lives.
 
 use std::ops::Deref;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
@@ -20,8 +20,6 @@ pub(crate) struct Attached {
     pub(super) since: Timestamp,
     pub(super) session: tokio::sync::Mutex<Option<Connection>>,
     pub(super) held_ram: HeldRam,
-    /// The last change of the guest's unused memory after which the host took that memory back.
-    pub(super) taken_back: Mutex<Option<u64>>,
     pub(super) exit_watch: JoinHandle<()>,
     /// Keeps the logs bounded; set right after this value is shared.
     pub(super) console_watch: OnceLock<JoinHandle<()>>,
@@ -36,16 +34,6 @@ impl Deref for Connection {
 
     fn deref(&self) -> &Self::Target {
         self.0.as_ref()
-    }
-}
-
-impl Attached {
-    pub(super) fn is_taken_back(&self, change: u64) -> bool {
-        *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) == Some(change)
-    }
-
-    pub(super) fn set_taken_back(&self, change: u64) {
-        *self.taken_back.lock().unwrap_or_else(PoisonError::into_inner) = Some(change);
     }
 }
 

@@ -186,7 +186,6 @@ impl Hypervisors {
             since: Timestamp::now(),
             session: tokio::sync::Mutex::new(None),
             held_ram: HeldRam::default(),
-            taken_back: Mutex::default(),
             exit_watch,
             console_watch: OnceLock::new(),
         });

@@ -77,6 +77,12 @@ impl VmPaths {
         self.logs.join("vmm.log")
     }
 
+    /// Returns the file with the number of the last change of the guest's unused memory after which the host took that
+    /// memory back.
+    pub(crate) fn taken_back(&self) -> PathBuf {
+        self.runtime.join("taken-back")
+    }
+
     pub(crate) fn record(&self) -> PathBuf {
         self.runtime.join("machine.json")
     }

@@ -63,7 +63,7 @@ impl Hypervisors {
         let failed = |error| HostError::io("observe the network of", owner.as_str(), error);
         machine.is_network_cut = !has_network.map_err(failed)?;
         machine.returns_memory = unused_memory::is_returned(record, &attached);
-        machine.has_unused_memory = unused_memory::can_be_taken_back(record, &attached);
+        machine.has_unused_memory = unused_memory::can_be_taken_back(record, &attached, &self.paths(owner));
         machine.disk_limit = self.disk_limit(record, &attached, &machine.vmm).await;
         let failed = |error| HostError::io("observe the walls of", owner.as_str(), error);
         machine.missing_walls = missing_walls(identity.pid).map_err(failed)?.unwrap_or_default();

@@ -16,10 +16,10 @@ const HOTPLUG: u64 = 512;
 /// Prints the memory that the guest has, in megabytes.
 const TOTAL: &str = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
 /// Size of a file in memory, in megabytes: more than the guest has without its hotplug memory.
-const FILLED: u64 = 260;
+const FILLED: u64 = 320;
 /// Writes that file and prints its sum.
-const FILL: &str = "mkdir -p /held && mount -t tmpfs -o size=300m tmpfs /held && \
-                    dd if=/dev/urandom of=/held/file bs=1M count=260 2>/dev/null; md5sum </held/file";
+const FILL: &str = "mkdir -p /held && mount -t tmpfs -o size=400m tmpfs /held && \
+                    dd if=/dev/urandom of=/held/file bs=1M count=320 2>/dev/null; md5sum </held/file";
 const SUM: &str = "md5sum </held/file";
 
 async fn asked(site: &Harness, method: Method, path: &str, body: Value) -> Value {
@@ -118,7 +118,7 @@ fn a_guest_gives_memory_back_and_gets_it_again_and_what_is_in_it_outlives_standb
     in_namespace(async || {
         let mut site = Harness::running().await;
         let body = json!({
-            "size": "192MB", "hotplug_size": format!("{HOTPLUG}MB"), "vcpus": 1, "hypervisor": "qemu",
+            "size": "256MB", "hotplug_size": format!("{HOTPLUG}MB"), "vcpus": 1, "hypervisor": "qemu",
             "cmd": ["sh", "-c", "while true; do sleep 1; done"],
         });
         let refused = json!({ "hypervisor": "qemu-microvm", "hotplug_size": "1GB" });
