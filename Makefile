@@ -12,7 +12,9 @@ demo: setup
 	cargo build --locked --bin stead
 	deploy/demo "$(TARGET)/debug/stead" "$(STEAD_KERNEL_DIR)"
 
-# Cheapest first. Real VMs are few at a time: the tests take a lock of their own.
+# Cheapest first. Real VMs are few at a time: the tests take a lock of their own. They wait for about half of their time, so
+# more of them than processors are run.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(nproc))
 test: setup
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -p stead -p stead-schemas -p stead-controllers -p stead-guest -- -D warnings

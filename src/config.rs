@@ -81,6 +81,8 @@ pub struct Config {
     pub disk_reserve: String,
     /// Memory that is kept for the host itself, such as `256MB`: no instance is admitted that would take it.
     pub memory_reserve: String,
+    /// True if memory is taken back from instances for some minutes while programs of the host wait for memory.
+    pub reclaim_on_pressure: bool,
     /// Capacities of the host that replace what it shows, such as `{network: 10Gbps}`.
     pub capacity: CapacityConfig,
     /// Number of times that each resource may be promised to instances, such as `{cpu: 4}`.
@@ -152,6 +154,7 @@ impl Default for Config {
             registry_allow: Vec::new(),
             disk_reserve: "1GB".to_owned(),
             memory_reserve: "256MB".to_owned(),
+            reclaim_on_pressure: false,
             capacity: CapacityConfig::default(),
             oversubscription: OversubscriptionConfig::default(),
             image_quota: None,

@@ -13,6 +13,7 @@ pub mod ingress;
 pub mod network;
 pub mod nic;
 pub mod node;
+pub mod pressure;
 pub mod refused;
 pub mod runtime;
 pub mod schedule;

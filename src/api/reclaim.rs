@@ -7,7 +7,6 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use futures::future::join_all;
-use jiff::Timestamp;
 use stead_controllers::vm::admission::{Share, plan_reclaim, reclaim as store_reclaim};
 use stead_schemas::api::{MemoryReclaim, MemoryReclaimAction, PressureState, ReclaimRequest, ReclaimStatus};
 use stead_schemas::condition::{self, ConditionType, Reason};
@@ -25,14 +24,15 @@ pub(super) async fn reclaim(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<MemoryReclaim>, ApiError> {
     let request = ReclaimRequest::read(json(body)?)?;
-    let hold_until = Timestamp::now().checked_add(request.hold_for).unwrap_or(Timestamp::MAX);
-    let actions: Vec<MemoryReclaimAction> = if request.is_dry_run {
-        let shares = plan_reclaim(state.store().list::<Instance>(), request.bytes);
-        shares.iter().map(|share| action(share, None)).collect()
+    let (bytes, hold_for) = (request.bytes, request.hold_for);
+    let (actions, hold_until): (Vec<MemoryReclaimAction>, _) = if request.is_dry_run {
+        let shares = plan_reclaim(state.store().list::<Instance>(), bytes);
+        (shares.iter().map(|share| action(share, None)).collect(), None)
     } else {
-        let bytes = request.bytes;
-        let shares = state.store().transact(move |tx| store_reclaim(tx, bytes, hold_until)).await?;
-        join_all(shares.iter().map(|share| applied(&state, share))).await
+        let stored = state.store().transact(move |tx| store_reclaim(tx, bytes, hold_for)).await?;
+        let (shares, until) = stored;
+        tracing::info!(bytes, instances = shares.len(), %until, reason = request.reason, "memory is taken back");
+        (join_all(shares.iter().map(|share| applied(&state, share))).await, Some(until))
     };
     let is_held = actions.iter().any(|action| action.status != ReclaimStatus::Unsupported);
     let planned = |action: &MemoryReclaimAction| {
@@ -45,7 +45,7 @@ pub(super) async fn reclaim(
         applied_reclaim_bytes: actions.iter().map(|action| action.applied_reclaim_bytes).sum(),
         host_available_bytes: pressure.available.0,
         host_pressure_state: if pressure.is_high { PressureState::Pressure } else { PressureState::Healthy },
-        hold_until: (is_held && !request.is_dry_run).then_some(hold_until),
+        hold_until: hold_until.filter(|_| is_held),
         actions,
     }))
 }

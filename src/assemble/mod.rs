@@ -36,6 +36,7 @@ use crate::api::{self, ApiConfig, ApiState, Audit, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::journal::Journals;
+use crate::host::pressure;
 use crate::hypervisor::Drivers;
 use crate::signals::{ended, terminated};
 use crate::store::{
@@ -111,6 +112,10 @@ pub async fn serve(config: Config, passed: Passed) -> anyhow::Result<()> {
     let controllers = tokio::spawn(controllers.run(stopping));
     host.monitor(&config, &reports, &for_monitors)?;
     node::observed(&for_monitors).await;
+    if config.reclaim_on_pressure {
+        // It ends with the runtime.
+        tokio::spawn(stead_controllers::pressure::relieve(store.clone(), pressure::read));
+    }
 
     let audit = Audit::open(&config.data_dir).context("cannot open the audit log")?;
     serve_api(&config, store, backend, audit.clone(), passed).await?;

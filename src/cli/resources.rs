@@ -34,7 +34,7 @@ pub(crate) struct ReclaimMemory {
     /// Time for which the instances do not get it again, as a Go duration such as 10m.
     #[arg(long)]
     hold_for: Option<String>,
-    /// Reason, for the audit log.
+    /// Reason, for the log of the daemon.
     #[arg(long)]
     reason: Option<String>,
     /// Print what would be done, and do nothing.

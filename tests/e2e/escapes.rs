@@ -101,11 +101,11 @@ impl Host {
         let user = is_walled.then(|| UserRange::new(USERS).expect("valid").user(7).expect("in the range"));
         let plan =
             SpawnPlan { owner, paths: paths.clone(), file_size_max: 1 << 20, ram: None, user, limits: None };
-        let cgroups = Cgroups::probe(bridge());
+        let cgroups = Cgroups::probe(&bridge());
         let spawned = spawn(jails, &cgroups, command, plan).expect("the program runs");
         let missing = missing_walls(spawned.pid).expect("inspected");
         let ended = spawned.ended.await.expect("it ended");
-        let _ = Cgroups::probe(bridge());
+        let _ = Cgroups::probe(&bridge());
         let log = fs::read_to_string(paths.vmm_log()).expect("there");
         let mut table: BTreeMap<String, String> = log
             .lines()

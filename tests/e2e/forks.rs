@@ -12,7 +12,7 @@ use crate::crash::{EDGES, OF_FORK, OF_POOL, crash_at_request};
 use crate::fixtures::{run, until};
 use crate::harness::{BOOT, Harness, MOMENT, image};
 use crate::invariants::settles;
-use crate::namespace::{in_namespace, in_namespace_alone};
+use crate::namespace::in_namespace;
 use crate::socket::shell;
 
 /// Program that counts in memory, prints the count and writes it to the disk. It is slow, because many VMs share two
@@ -57,7 +57,7 @@ fn private_kib(pid: &Value) -> u64 {
 
 #[test]
 fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let (mut site, id) = counting().await;
         let before = site.get("box").await;
         refused(&site, "/instances/box/fork", json!({ "name": "x" }), StatusCode::CONFLICT, "invalid_state")

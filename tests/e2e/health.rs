@@ -10,7 +10,7 @@ use crate::crash::{EDGES, OF_HEALTH};
 use crate::fixtures::until;
 use crate::harness::{BOOT, Harness, LISTEN, MOMENT, Program, image};
 use crate::invariants::settles;
-use crate::namespace::in_namespace_alone;
+use crate::namespace::in_namespace;
 use crate::socket::run;
 
 /// Program of a web server with one page, which every start creates anew.
@@ -105,7 +105,7 @@ async fn probes_stop_in_standby(site: &Harness) {
 
 #[test]
 fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let (mut site, id) = healthy().await;
         // The counts are current, and continue with the next daemon.
         let before = site.until("box", "asked", |seen| count(seen, "consecutive_successes") >= 2).await;
@@ -224,7 +224,7 @@ async fn crash_at_every_step(site: &mut Harness) {
 
 #[test]
 fn a_check_by_a_program_in_the_guest_is_bounded_whatever_the_program_does() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let mut site = Harness::running().await;
         let mut body = check("exec", json!({ "command": ["test", "-e", "ok"], "working_dir": "/tmp" }));
         body["cmd"] = json!(["sh", "-c", "while true; do sleep 1; done"]);

@@ -10,7 +10,7 @@ use stead_schemas::limits::RESYNC_INTERVAL;
 
 use crate::fixtures::kernel_dir;
 use crate::harness::{Harness, MOMENT};
-use crate::namespace::{all_slots_lock, in_namespace_alone, inside, slot_lock};
+use crate::namespace::{in_namespace, inside, slot_lock};
 
 /// Tests that `make test` runs on KVM too, each in a box of its own. Together they should take at most eight minutes.
 const FIXED: [&str; 4] = [
@@ -125,11 +125,11 @@ fn the_box_has_kvm_returns_exit_codes_and_ends_at_its_deadline() {
 /// Runs the fixed tests, or those that `STEAD_TEST_KVM` names: parts of names, or `all`.
 #[test]
 fn these_tests_pass_on_kvm() {
-    in_namespace_alone(async || Harness::new().await.prepare_images(&images("tests")));
+    in_namespace(async || Harness::new().await.prepare_images(&images("tests")));
     if inside().is_some() {
         return;
     }
-    let _all = all_slots_lock();
+    let _slot = slot_lock();
     match env::var("STEAD_TEST_KVM") {
         Err(_) => {
             for test in FIXED {
@@ -152,11 +152,11 @@ fn these_tests_pass_on_kvm() {
 /// Installs the daemon in a box with systemd, as `deploy/README.md` says.
 #[test]
 fn a_vm_lives_under_the_unit_in_systemd() {
-    in_namespace_alone(async || Harness::new().await.prepare_images(&images("unit")));
+    in_namespace(async || Harness::new().await.prepare_images(&images("unit")));
     if inside().is_some() {
         return;
     }
-    let _all = all_slots_lock();
+    let _slot = slot_lock();
     succeeds("the unit", |seconds| {
         let mut command = in_box(seconds, MEBIBYTES[0]);
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/unit"));

@@ -74,7 +74,7 @@ impl Bench {
             console_log_max: Bytes(64 << 10),
             watches: DirectoryWatches::default(),
             noted: Arc::new(|_, _| ()),
-            cgroups: Cgroups::probe(bridge()),
+            cgroups: Cgroups::probe(&bridge()),
             accelerator: WantedAccelerator::Auto,
             jails: Jails::new(UserRange::new(USERS).expect("valid"), self.fixtures.path("run")),
             rootfs: Box::new(move |_| rootfs.clone()),

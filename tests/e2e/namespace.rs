@@ -1,7 +1,7 @@
 //! A separate host for each test with a daemon: the test binary runs itself again in new network, mount and process
 //! namespaces.
 //!
-//! Guarantees: at most two such tests run at a time on this machine, or one that must be alone. Everything that a
+//! Guarantees: at most four such tests run at a time on this machine, or one that must be alone. Everything that a
 //! test leaves, processes and links alike, ends with its namespaces, also when it fails.
 
 use std::env;
@@ -20,9 +20,9 @@ const FIRST: &str = "set -e; ip link set lo up; echo 0 > /proc/sys/net/ipv4/ip_f
     mount --rbind /sys/fs/cgroup $kept; mount -t sysfs sysfs /sys; mount --move $kept /sys/fs/cgroup
     rmdir $kept; set +e; \"$0\" \"$@\"; exit $?";
 
-/// Lock files of the permits for tests with real VMs, shared by all test runs on this machine. Each boot is bound by
-/// one processor, and no machine that runs these tests has fewer than two.
-const SLOTS: [&str; 2] = ["stead-e2e-0.lock", "stead-e2e-1.lock"];
+/// Number of permits for tests with real VMs, which all test runs on this machine share. No machine that runs these tests
+/// has fewer than two processors, and a test waits about half of its time.
+const SLOTS: usize = 4;
 /// Time between two polls for a free permit. A test takes seconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -34,7 +34,7 @@ pub(crate) struct SlotLock {
 }
 
 fn lock_file(slot: usize) -> File {
-    let path = env::temp_dir().join(SLOTS[slot]);
+    let path = env::temp_dir().join(format!("stead-e2e-{slot}.lock"));
     File::options().create(true).append(true).open(path).expect("the lock file opens")
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn slot_lock() -> SlotLock {
     if let Some(slot) = inside() {
         return SlotLock { slot, _locks: Vec::new() };
     }
-    let files: Vec<File> = (0..SLOTS.len()).map(lock_file).collect();
+    let files: Vec<File> = (0..SLOTS).map(lock_file).collect();
     loop {
         for (slot, file) in files.iter().enumerate() {
             if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -58,7 +58,7 @@ pub(crate) fn slot_lock() -> SlotLock {
 
 /// Waits for all permits.
 pub(crate) fn all_slots_lock() -> SlotLock {
-    let files: Vec<File> = (0..SLOTS.len()).map(lock_file).collect();
+    let files: Vec<File> = (0..SLOTS).map(lock_file).collect();
     for file in &files {
         flock(file, FlockOperation::LockExclusive).expect("locked");
     }
@@ -71,12 +71,12 @@ pub(crate) fn inside() -> Option<usize> {
 }
 
 /// Returns the bridge of a test's daemon. Objects that a daemon creates outside of namespaces are named after it too.
-pub(crate) fn bridge() -> &'static str {
+pub(crate) fn bridge() -> String {
     bridge_of(inside().unwrap_or(0))
 }
 
-fn bridge_of(slot: usize) -> &'static str {
-    ["ste2e0", "ste2e1"][slot]
+fn bridge_of(slot: usize) -> String {
+    format!("ste2e{slot}")
 }
 
 /// Runs the calling test's body inside namespaces. The test is found by the name of its closure.
@@ -117,7 +117,7 @@ fn run<Body: AsyncFnOnce()>(body: Body, slot_lock: fn() -> SlotLock) {
         .stdin(Stdio::null())
         .output()
         .expect("unshare (package util-linux) runs");
-    remove_groups(bridge_of(slot_lock.slot));
+    remove_groups(&bridge_of(slot_lock.slot));
     let reported =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{name} failed inside its namespace:\n{reported}");

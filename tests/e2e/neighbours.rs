@@ -52,9 +52,9 @@ async fn is_served_at_once(ip: &str) -> bool {
 /// Checks that the tables of the host and of the guest are right.
 async fn is_known_right(site: &Harness, name: &str) {
     let Known { ip, mac, tap } = known(site, name).await;
-    let neighbour = run("ip", &["neigh", "show", &ip, "dev", bridge()]);
+    let neighbour = run("ip", &["neigh", "show", &ip, "dev", &bridge()]);
     assert!(neighbour.contains(&format!("lladdr {mac} ")), "{name}: {neighbour}");
-    let forwarded = run("bridge", &["fdb", "show", "br", bridge()]);
+    let forwarded = run("bridge", &["fdb", "show", "br", &bridge()]);
     let mut entries = forwarded.lines().filter(|line| line.starts_with(&format!("{mac} ")));
     let entry = entries.next().unwrap_or_default();
     assert!(
@@ -90,7 +90,7 @@ fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_th
             if round == ROUNDS - 1 {
                 // Meanwhile the host forgot the entry, and the bridge its port.
                 until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
-                run("ip", &["neigh", "flush", "dev", bridge()]);
+                run("ip", &["neigh", "flush", "dev", &bridge()]);
             }
             post(&site, "/instances/box/restore", None).await;
             in_time += usize::from(is_served_at_once(&ip).await);

@@ -241,6 +241,10 @@ async fn the_command_line_changes_every_field_and_prints_when_it_applies() {
         "a=b",
         "--hypervisor",
         "qemu-microvm",
+        "--hotplug-size",
+        "0",
+        "--hotplugged-size",
+        "0",
         "--dry-run",
         "--",
         "sleep",
@@ -255,6 +259,8 @@ async fn the_command_line_changes_every_field_and_prints_when_it_applies() {
         "env: waits",
         "cmd: waits",
         "hypervisor: waits",
+        "hotplug_size: waits",
+        "hotplugged_size: applies now",
     ] {
         assert!(notes.contains(note), "{note} is not in {notes}");
     }

@@ -155,12 +155,12 @@ async fn reclaimed(server: &Server, body: Value) -> Value {
     answer.body
 }
 
-/// Waits until the guest of an instance uses so many megabytes of its hotplug memory.
+/// Waits until the guest of an instance runs and uses so many megabytes of its hotplug memory.
 async fn uses(server: &Server, name: &str, megabytes: u64) -> Value {
     let arrived = async {
         loop {
             let seen = server.send("GET", &format!("/instances/{name}"), None).await.body;
-            if seen["hotplugged_bytes"] == megabytes << 20 {
+            if seen["hotplugged_bytes"] == megabytes << 20 && seen["state"] == "Running" {
                 return seen;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

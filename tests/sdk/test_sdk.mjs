@@ -31,6 +31,7 @@ assert.ok((await client.images.list()).some((found) => found.name === known));
 
 const wish = { image, name, size: "256MB", overlay_size: "256MB", vcpus: 1, tags: { sdk: "ts" }, env: { A: "b" } };
 wish.cmd = ["sleep", "100000"];
+wish.hotplug_size = "256MB";
 const created = await client.instances.create(wish);
 assert.ok(["Created", "Initializing"].includes(created.state), created.state);
 assert.deepEqual([created.name, created.tags], [name, { sdk: "ts" }]);
@@ -59,6 +60,14 @@ const resources = await client.resources.get();
 const held = resources.allocations.find((one) => one.instance_id === created.id);
 assert.deepEqual([held.instance_name, held.cpu, resources.cpu.type, resources.gpu], [name, 1, "cpu", null]);
 assert.ok(resources.memory.allocated >= held.memory_bytes && resources.disk_breakdown.images_bytes > 0);
+
+assert.equal(got.hotplug_size, "256.0 MB");
+while ((await client.resources.reclaimMemory({ reclaim_bytes: 1, dry_run: true })).actions.length === 0) {
+  assert.ok(Date.now() < deadline, "the memory is not reported");
+  await new Promise((resolve) => setTimeout(resolve, 100));
+}
+const reclaimed = await client.resources.reclaimMemory({ reclaim_bytes: 1, hold_for: "1m" });
+assert.deepEqual([reclaimed.planned_reclaim_bytes, reclaimed.actions[0].status], [128 << 20, "applied"]);
 
 const stopped = await client.instances.stop(created.id);
 assert.ok(stopped.state === "Stopped" && stopped.stopped_at, stopped.state);

@@ -31,7 +31,7 @@ assert any(found.name == client.images.get(image).name for found in client.image
 
 created = client.instances.create(
     image=image, name=name, size="256MB", overlay_size="256MB", vcpus=1, tags={"sdk": "yes"}, env={"A": "b"},
-    cmd=["sleep", "100000"],
+    cmd=["sleep", "100000"], hotplug_size="256MB",
 )
 assert created.name == name and created.state in ("Created", "Initializing"), created
 assert created.exit_code is None and created.expires_at is None and created.tags == {"sdk": "yes"}
@@ -68,6 +68,17 @@ assert resources.memory.allocated == sum(held.memory_bytes for held in resources
 assert resources.memory.available == resources.memory.effective_limit - resources.memory.allocated, resources
 assert resources.disk_breakdown.overlays_bytes >= 256 << 20 and resources.disk_io.type == "disk_io", resources
 assert resources.network.capacity == 0 and resources.gpu is None, resources
+
+assert got.hotplug_size == "256.0 MB", got
+# The guest reports its memory a moment after its program runs.
+while not client.resources.reclaim_memory(reclaim_bytes=1, dry_run=True).actions:
+    assert time.monotonic() < deadline, client.instances.get(name)
+    time.sleep(0.1)
+reclaimed = client.resources.reclaim_memory(reclaim_bytes=1, hold_for="1m", reason="a test")
+assert (reclaimed.planned_reclaim_bytes, reclaimed.applied_reclaim_bytes) == (128 << 20, 128 << 20), reclaimed
+[action] = reclaimed.actions
+assert (action.instance_id, action.status, action.error) == (created.id, "applied", None), action
+assert reclaimed.hold_until is not None and reclaimed.host_pressure_state in ("healthy", "pressure"), reclaimed
 
 stopped = client.instances.stop(created.id)
 assert stopped.state == "Stopped" and stopped.stopped_at is not None, stopped

@@ -12,7 +12,7 @@ use super::schema::Time;
 use crate::instance::Hypervisor;
 use crate::limits::{RECLAIM_HOLD_DEFAULT, RECLAIM_HOLD_MAX, RECLAIM_REASON_CHARS_MAX};
 use crate::quantity::GoDuration;
-use crate::validate::FieldErrors;
+use crate::validate::{FieldErrors, printable};
 
 const INVALID: &str = "invalid_request";
 
@@ -23,6 +23,8 @@ pub struct ReclaimRequest {
     /// Time for which the instances do not get the memory again.
     pub hold_for: Duration,
     pub is_dry_run: bool,
+    /// The reason, for the daemon's log; perhaps empty.
+    pub reason: String,
 }
 
 impl ReclaimRequest {
@@ -51,7 +53,9 @@ impl ReclaimRequest {
         }
         fields.finish(&mut errors);
         match bytes {
-            Some(bytes) if errors.is_empty() => Ok(Self { bytes, hold_for, is_dry_run }),
+            Some(bytes) if errors.is_empty() => {
+                Ok(Self { bytes, hold_for, is_dry_run, reason: printable(&reason, RECLAIM_REASON_CHARS_MAX) })
+            }
             _ => Err(errors),
         }
     }

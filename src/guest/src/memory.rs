@@ -29,7 +29,7 @@ pub(crate) const OFFLINE: &str = "offline";
 const OFFLINE_DEADLINE: Duration = Duration::from_secs(10);
 /// Memory that stays available to programs when a block is given back, in bytes.
 const AVAILABLE_MIN: u64 = 64 << 20;
-/// Delays between looks at the blocks, which double while some could not be given back.
+/// Delays between observations of the blocks, which double while some could not be given back.
 const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::waiting;
 use crate::harness::Harness;
 use crate::invariants::settles;
-use crate::namespace::in_namespace_alone;
+use crate::namespace::in_namespace;
 use crate::socket::{Received, Socket, shell};
 
 const BYTES: usize = 1 << 30;
@@ -63,7 +63,7 @@ async fn copy_out(site: &Harness) {
 
 #[test]
 fn a_gigabyte_is_copied_in_and_out_of_a_guest_of_192_mb_in_constant_memory() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let mut site = Harness::running().await;
         waiting(&site, "box", json!({ "overlay_size": "1200MB" })).await;
         let before = peaks(&site).await;

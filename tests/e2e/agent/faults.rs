@@ -12,7 +12,7 @@ use super::waiting;
 use crate::fixtures::until;
 use crate::harness::{Harness, MOMENT};
 use crate::invariants::settles;
-use crate::namespace::in_namespace_alone;
+use crate::namespace::in_namespace;
 use crate::socket::{Received, Socket, run, shell};
 
 /// Counts processes of a name in the guest. The counting shell has another name.
@@ -22,7 +22,7 @@ async fn running(site: &Harness, name: &str) -> String {
 
 #[test]
 fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let mut site = Harness::running().await;
         let id = waiting(&site, "box", json!({})).await;
         // The client vanishes, and its program ignores requests to end.
@@ -87,7 +87,7 @@ async fn of_guest(site: &Harness) -> Vec<u32> {
 
 #[test]
 fn a_thousand_short_execs_leave_nothing() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let mut site = Harness::running().await;
         waiting(&site, "box", json!({})).await;
         let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
@@ -140,7 +140,7 @@ fn files(dir: &Path) -> Vec<(String, u64)> {
 
 #[test]
 fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let mut site = Harness::running().await;
         let count = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 1; done";
         let more = json!({ "cmd": ["sh", "-c", count], "size": "256MB", "overlay_size": "256MB" });

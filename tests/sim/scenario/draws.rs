@@ -72,10 +72,7 @@ impl Play {
     pub(super) async fn reclaim(&mut self) {
         let (bytes, held) = (self.rng.below(1 << 30), Duration::from_secs(1 + self.rng.below(60)));
         self.log.push(format!("reclaim {bytes} for {held:?}"));
-        let reclaim = move |tx: &mut Tx<'_>| {
-            let until = tx.now().checked_add(held).expect("a time");
-            admission::reclaim(tx, bytes, until)
-        };
+        let reclaim = move |tx: &mut Tx<'_>| admission::reclaim(tx, bytes, held);
         let _ = self.daemon.store.transact(reclaim).await;
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_schemas::instance::{Instance, MemoryHold, State};
@@ -62,17 +63,19 @@ pub fn plan_reclaim(instances: Vec<Arc<Object<Instance>>>, bytes: u64) -> Vec<Sh
     shares
 }
 
-/// Stores that instances give back so many bytes, and do not get them again before this time.
+/// Stores that instances give back so many bytes, and do not get them again for this time. Returns their shares, and when
+/// that time ends.
 ///
 /// # Errors
 /// Returns a refusal by the store's rules.
-pub fn reclaim(tx: &mut Tx<'_>, bytes: u64, until: Timestamp) -> Result<Vec<Share>, Refused> {
+pub fn reclaim(tx: &mut Tx<'_>, bytes: u64, hold_for: Duration) -> Result<(Vec<Share>, Timestamp), Refused> {
+    let until = tx.now().checked_add(hold_for).unwrap_or(Timestamp::MAX);
     let shares = plan_reclaim(tx.list::<Instance>(), bytes);
     for share in shares.iter().filter(|share| share.is_possible()) {
         let hold = MemoryHold { hotplugged: share.after, until };
         tx.update_spec::<Instance>(&share.object.meta.uid, None, |spec| spec.memory_hold = Some(hold))?;
     }
-    Ok(shares)
+    Ok((shares, until))
 }
 
 #[cfg(test)]

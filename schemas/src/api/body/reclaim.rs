@@ -15,7 +15,7 @@ pub struct MemoryReclaimRequest {
     pub hold_for: Option<GoDuration>,
     /// True to plan only.
     pub dry_run: Option<bool>,
-    /// Reason, for people.
+    /// Reason, for the log of the daemon.
     #[schemars(length(max = limits::RECLAIM_REASON_CHARS_MAX))]
     pub reason: Option<String>,
 }
