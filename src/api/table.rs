@@ -65,7 +65,7 @@ fn add_system(routes: Routes) -> Routes {
         )
         .add(
             post("/resources/memory/reclaim", "reclaimMemory", "Take memory back from instances for a while")
-                .under(needs(&[Scope::ResourceRead, Scope::InstanceWrite]))
+                .under(needs(&[Scope::ResourceRead, Scope::InstanceWrite]).works())
                 .takes::<body::MemoryReclaimRequest>()
                 .answers::<MemoryReclaim>(OK),
             reclaim::reclaim,

@@ -10,15 +10,12 @@ use std::time::Duration;
 
 use bytes::Buf;
 use jiff::Timestamp;
-use stead_controllers::host::{GuestMemory, GuestPhase, GuestView};
+use stead_controllers::host::{GuestPhase, GuestView};
 use stead_schemas::guest::{
-    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, HotplugMemory, Note, PROTOCOL, Phase, Request,
-    ToGuest, Token,
+    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, Note, PROTOCOL, Phase, Request, ToGuest, Token,
 };
-use stead_schemas::instance::Exit;
-use stead_schemas::limits::{HOTPLUG_MAX, MEMORY_BLOCK, MESSAGE_CHARS_MAX};
+use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::names::Uid;
-use stead_schemas::quantity::Bytes;
 use stead_schemas::validate::printable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -30,6 +27,7 @@ use tracing::{debug, warn};
 
 use super::heartbeat::{self, Heartbeat};
 use super::log_lines::LogLines;
+use super::reported::{cleaned, memory_of, phase_of};
 use super::streams::{AgentError, AgentStream, Mux, Outgoing};
 use super::tokens::{Tokens, random};
 use super::transport::Transport;
@@ -48,12 +46,13 @@ const READ_BYTES: usize = 16 << 10;
 /// Limit on unrequested bytes that are read in a period: a thousand times what an honest guest sends.
 const USELESS_BYTES_MAX: usize = 1 << 20;
 const USELESS_PERIOD: Duration = Duration::from_secs(1);
+/// Number of these bytes that another state counts for, because the VM is observed anew for it. An honest guest has a
+/// few in its life.
+const NEWS_BYTES: usize = USELESS_BYTES_MAX / 64;
 /// Limit on the length of an incarnation, which is an id and a number. A longer text is not from this host.
 const INCARNATION_CHARS_MAX: usize = 64;
 /// The nonce in a state of a guest process that has read no `Attach` yet.
 const UNATTACHED: u64 = 0;
-/// Limit on blocks of memory that a guest can give back.
-const BLOCKS_MAX: usize = (HOTPLUG_MAX.0 / MEMORY_BLOCK.0) as usize;
 /// Limit on requests that wait for the channel. There is never more than one of each kind.
 const REQUESTS_MAX: usize = 8;
 
@@ -301,8 +300,9 @@ impl Channel {
         while let Some(frame) = decoder.next() {
             let length = frame.payload.len() + HEADER_BYTES;
             if frame.kind == FrameKind::Control {
-                answered = self.take(&frame).or(answered);
-                useless.count(length);
+                let (nonce, is_new) = self.take(&frame);
+                answered = nonce.or(answered);
+                useless.count(if is_new { NEWS_BYTES } else { length });
             } else if !self.mux.take(frame) {
                 useless.count(length);
             }
@@ -311,18 +311,18 @@ impl Channel {
         answered
     }
 
-    /// Handles a state of this boot. Returns the nonce that it answers.
-    fn take(&self, frame: &Frame) -> Option<u64> {
+    /// Handles a state of this boot. Returns the nonce that it answers, and whether it is another state than before.
+    fn take(&self, frame: &Frame) -> (Option<u64>, bool) {
         let Some(state) = frame.message::<FromGuest>() else {
             let note = frame.message::<Note>().filter(|note| note.token == self.tokens.current());
             if let Some(note) = note {
                 self.log_lines.lock().unwrap_or_else(PoisonError::into_inner).take(&self.owner, &note.note);
             }
-            return None;
+            return (None, false);
         };
         if state.protocol != PROTOCOL {
             warn!(owner = %self.owner, guest = state.protocol, host = PROTOCOL, "the guest speaks another protocol");
-            return None;
+            return (None, false);
         }
         let is_accepted = match (&state.token, state.phase) {
             (None, Phase::AwaitingConfig) => true,
@@ -330,7 +330,7 @@ impl Channel {
             (None, _) => is_early_failure(&state),
         };
         if !is_accepted {
-            return None;
+            return (None, false);
         }
         let was_unresponsive = self.heartbeat.answered(Instant::now());
         self.mux.set_window(state.window);
@@ -350,7 +350,7 @@ impl Channel {
         if is_new || was_unresponsive {
             (self.changed)(&self.owner);
         }
-        Some(if is_another { UNATTACHED } else { state.nonce })
+        (Some(if is_another { UNATTACHED } else { state.nonce }), is_new)
     }
 }
 
@@ -372,29 +372,6 @@ fn is_another_process(before: GuestPhase, state: &FromGuest) -> bool {
 /// one: all it can do is end its own boot.
 fn is_early_failure(state: &FromGuest) -> bool {
     state.phase == Phase::Exited && state.exit.as_ref().is_some_and(|exit| exit.is_boot_failure)
-}
-
-fn phase_of(phase: Phase) -> GuestPhase {
-    match phase {
-        Phase::AwaitingConfig => GuestPhase::AwaitingConfig,
-        Phase::Configured => GuestPhase::Configured,
-        Phase::Ready => GuestPhase::Ready,
-        Phase::Exited => GuestPhase::Exited,
-    }
-}
-
-fn memory_of(memory: HotplugMemory) -> GuestMemory {
-    GuestMemory {
-        target: memory.target_bytes.map(Bytes),
-        used: Bytes(memory.used_bytes),
-        error: memory.error.map(|why| printable(&why, MESSAGE_CHARS_MAX)),
-        unused: memory.unused_blocks.into_iter().take(BLOCKS_MAX).collect(),
-        change: memory.change,
-    }
-}
-
-fn cleaned(exit: Exit) -> Exit {
-    Exit { message: printable(&exit.message, MESSAGE_CHARS_MAX), ..exit }
 }
 
 async fn read(reader: &mut OwnedReadHalf, [buffer, _]: [&mut [u8]; 2]) -> Option<usize> {

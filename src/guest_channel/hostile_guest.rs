@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use stead_controllers::host::GuestPhase;
 use stead_schemas::guest::{
-    Decoder, Frame, FrameKind, FromGuest, FromStream, MAGIC, Open, PROTOCOL, Phase, Request, Stat, ToGuest,
-    Token, WINDOW_BYTES,
+    Decoder, Frame, FrameKind, FromGuest, FromStream, HotplugMemory, MAGIC, Open, PROTOCOL, Phase, Request,
+    Stat, ToGuest, Token, WINDOW_BYTES,
 };
 use stead_schemas::names::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -332,6 +332,33 @@ async fn a_flood_is_read_slowly_and_its_neighbour_is_served_meanwhile() {
     let (megabytes, seconds) = (taken.load(Ordering::Relaxed) >> 20, start.elapsed().as_secs());
     assert!(megabytes <= 4 * (seconds + 1), "{megabytes} MiB of the flood were taken in {seconds} s");
     assert!(served > 10, "the neighbour was served {served} times");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_with_another_state_each_time_is_observed_a_few_times_in_a_second() {
+    let (site, mut guest) = ready().await;
+    let (before, start) = (site.news.load(Ordering::SeqCst), Instant::now());
+    let flood = tokio::spawn(async move {
+        for change in 0.. {
+            let memory = Some(HotplugMemory { change, ..HotplugMemory::default() });
+            let state = FromGuest {
+                protocol: PROTOCOL,
+                nonce: 7,
+                token: Some(token()),
+                phase: Phase::Ready,
+                exit: None,
+                incarnation: None,
+                identity_error: None,
+                window: WINDOW_BYTES,
+                memory,
+            };
+            guest.frame(&Frame::control(&state).expect("small")).await;
+        }
+    });
+    // More than are read at once.
+    until("many states", || site.news.load(Ordering::SeqCst) - before > 300).await;
+    assert!(start.elapsed() > Duration::from_secs(1), "they were taken in {:?}", start.elapsed());
+    flood.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ mod heartbeat;
 #[cfg(test)]
 mod hostile_guest;
 mod log_lines;
+mod reported;
 mod streams;
 mod tokens;
 mod transport;

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::fixtures::{run, timeout, until};
 use crate::harness::{BOOT, GATEWAY, Harness, MOMENT, image, runtime};
 use crate::invariants::settles;
-use crate::namespace::{bridge, in_namespace_alone};
+use crate::namespace::{bridge, in_namespace};
 use crate::socket::shell;
 
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; echo serving; \
@@ -74,7 +74,7 @@ async fn post(site: &Harness, path: &str, body: Option<Value>) {
 
 #[test]
 fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_the_right_address() {
-    in_namespace_alone(async || {
+    in_namespace(async || {
         let mut site = Harness::running().await;
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER] });
         let id = site.create("box", &image("busybox"), body).await;
