@@ -105,7 +105,7 @@ pub(super) fn view(
 ) -> stead_schemas::api::Instance {
     let nic = object.spec.allocated.nic.as_ref().and_then(|uid| store.get::<Nic>(uid));
     let nic = nic.as_deref().map(|nic| &nic.spec);
-    secrets::instance(bearer, stead_schemas::api::Instance::of(object, nic, jiff::Timestamp::now()))
+    secrets::instance(bearer, stead_schemas::api::Instance::of(object, nic, store.now()))
 }
 
 /// Returns the same with the current counts of its health check; the record has those of the last
