@@ -1,6 +1,6 @@
 //! Memory that is taken back from instances while their host is under pressure, where the configuration allows it.
 //!
-//! What is taken back is held for a few minutes, and given back by itself after that.
+//! Instances get the memory again after a few minutes.
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use stead_schemas::quantity::Bytes;
 use super::files;
 
 /// The file in which the kernel shows the size of the memory.
-const MEMORY: &str = "/proc/meminfo";
+pub(super) const MEMORY: &str = "/proc/meminfo";
 
 /// Reads the size of the host. Processors are those that this process may use.
 ///
@@ -19,7 +19,7 @@ const MEMORY: &str = "/proc/meminfo";
 pub fn read(data_dir: &Path) -> Result<Resources, HostError> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let shown = fs::read_to_string(MEMORY).map_err(|error| HostError::io("read", MEMORY, error))?;
-    let memory = total(&shown);
+    let memory = memory(&shown, "MemTotal");
     let memory =
         memory.ok_or_else(|| HostError::new(HostErrorKind::Permanent, "find MemTotal in", MEMORY))?;
     let disk = files::space(data_dir);
@@ -27,9 +27,9 @@ pub fn read(data_dir: &Path) -> Result<Resources, HostError> {
     Ok(Resources { cpus: u32::try_from(cpus).unwrap_or(u32::MAX), memory, disk })
 }
 
-/// Returns the value of the line `MemTotal:       16318480 kB`.
-fn total(shown: &str) -> Option<Bytes> {
-    let line = shown.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// Returns the value of a line such as `MemTotal:       16318480 kB`.
+pub(super) fn memory(shown: &str, name: &str) -> Option<Bytes> {
+    let line = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024).map(Bytes)
 }
@@ -41,11 +41,11 @@ mod tests {
     #[test]
     fn the_memory_is_read_from_its_line_and_from_no_other() {
         let shown = "MemFree:  1 kB\nMemTotal:       16318480 kB\n";
-        assert_eq!(total(shown), Some(Bytes(16_318_480 * 1024)));
+        assert_eq!(memory(shown, "MemTotal"), Some(Bytes(16_318_480 * 1024)));
         for bad in
             ["", "MemFree: 1 kB", "MemTotal: 1 MB", "MemTotal: x kB", "MemTotal: 18446744073709551615 kB"]
         {
-            assert_eq!(total(bad), None, "{bad}");
+            assert_eq!(memory(bad, "MemTotal"), None, "{bad}");
         }
     }
 

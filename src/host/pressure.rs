@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use stead_schemas::quantity::Bytes;
 use stead_schemas::resource::Pressure;
+
+use super::capacity::{MEMORY, memory};
 
 /// The file in which the kernel shows which part of the time programs waited for memory (documented in the kernel's tree,
 /// accounting/psi). Kernels without it show no pressure.
 const PRESSURE: &str = "/proc/pressure/memory";
-const MEMORY: &str = "/proc/meminfo";
 /// Part of the last ten seconds in which some program waited for memory, from which on the host is under pressure, in
 /// percent.
 const PRESSURE_MIN: f64 = 10.0;
@@ -17,13 +17,10 @@ const PRESSURE_MIN: f64 = 10.0;
 #[must_use]
 pub fn read() -> Pressure {
     let text = |path| fs::read_to_string(path).unwrap_or_default();
-    Pressure { available: available(&text(MEMORY)), is_high: waits(&text(PRESSURE)) >= PRESSURE_MIN }
-}
-
-fn available(shown: &str) -> Bytes {
-    let line = shown.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Bytes(kibibytes.unwrap_or_default().saturating_mul(1024))
+    Pressure {
+        available: memory(&text(MEMORY), "MemAvailable").unwrap_or_default(),
+        is_high: waits(&text(PRESSURE)) >= PRESSURE_MIN,
+    }
 }
 
 /// Returns the value of `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, in percent.
@@ -35,6 +32,8 @@ fn waits(shown: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use stead_schemas::quantity::Bytes;
+
     use super::*;
 
     #[test]
@@ -43,8 +42,8 @@ mod tests {
             "some avg10=12.34 avg60=1.00 avg300=0.00 total=99\nfull avg10=50.00 avg60=0 avg300=0 total=1\n";
         assert!((waits(some) - 12.34).abs() < 1e-9);
         assert_eq!((waits(""), waits("full avg10=50.00"), waits("some avg10=x")), (0.0, 0.0, 0.0));
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Bytes(2 << 20));
-        assert_eq!(available("MemTotal: 9 kB\n"), Bytes(0));
+        assert_eq!(memory("MemTotal: 9 kB\nMemAvailable:   2048 kB\n", "MemAvailable"), Some(Bytes(2 << 20)));
+        assert_eq!(memory("MemTotal: 9 kB\n", "MemAvailable"), None);
         assert!(read().available > Bytes(0), "this host has some");
     }
 }

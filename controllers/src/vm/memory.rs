@@ -23,12 +23,14 @@ fn reported<'a>(object: &Object<Instance>, machine: &'a Machine) -> Option<&'a G
 pub(super) fn plan(object: &Object<Instance>, machine: &Machine, now: Moment) -> Option<Action> {
     let memory = reported(object, machine).filter(|_| is_up(machine))?;
     let target = object.spec.hotplug_target(now.at());
-    let is_asked = [memory.target, machine.guest.memory_asked].contains(&Some(target));
-    let is_so = memory.target.is_none() && memory.used == target;
-    if !is_asked && !is_so {
+    let last_asked = machine.guest.memory_asked.or(memory.target);
+    let is_so = last_asked.is_none() && memory.used == target;
+    if last_asked != Some(target) && !is_so {
         return Some(Action::ResizeMemory(object.meta.uid.clone(), target));
     }
-    machine.has_unused_memory.then(|| Action::TakeMemory(object.meta.uid.clone()))
+    // A guest that was asked for more may use blocks by now that it reported as unused before.
+    let has_followed = memory.target == Some(target);
+    (has_followed && machine.has_unused_memory).then(|| Action::TakeMemory(object.meta.uid.clone()))
 }
 
 /// Records how much the guest uses, and reports it while that is another part than it should be. The guest is not
@@ -71,4 +73,42 @@ pub(super) fn record(
 /// Returns when memory that was taken back for the host is given back.
 pub(super) fn next_poll(object: &Object<Instance>) -> Option<Timestamp> {
     object.spec.memory_hold.map(|hold| hold.until)
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_schemas::instance::Power;
+
+    use super::*;
+    use crate::host::{GuestPhase, VmmState};
+
+    #[test]
+    fn nothing_is_taken_from_a_guest_that_was_asked_for_more_and_the_last_request_counts() {
+        const BLOCK: u64 = 128 << 20;
+        let mut object = crate::vm::example(Power::Running, 1, 0);
+        object.spec.hotplug = Bytes(4 * BLOCK);
+        let now = Moment::from(object.meta.created_at);
+        let mut planned = |wanted: u64, asked: Option<u64>, target: Option<u64>, used: u64| {
+            object.spec.hotplugged = Some(Bytes(wanted * BLOCK));
+            let mut machine = crate::vm::example_machine(VmmState::Running, GuestPhase::Ready);
+            machine.has_unused_memory = true;
+            machine.guest.memory_asked = asked.map(|blocks| Bytes(blocks * BLOCK));
+            let (target, used) = (target.map(|blocks| Bytes(blocks * BLOCK)), Bytes(used * BLOCK));
+            machine.guest.memory =
+                Some(GuestMemory { target, used, error: None, unused: Vec::new(), change: 1 });
+            plan(&object, &machine, now).map(|action| <&str>::from(&action))
+        };
+        assert_eq!(planned(4, None, None, 4), None, "as it booted");
+        assert_eq!(planned(2, None, None, 4), Some("ResizeMemory"));
+        assert_eq!(planned(2, Some(2), None, 4), None, "it has not followed yet");
+        assert_eq!(planned(2, Some(2), Some(2), 2), Some("TakeMemory"));
+        assert_eq!(planned(2, None, Some(2), 2), Some("TakeMemory"), "asked by an earlier daemon");
+        assert_eq!(planned(4, Some(2), Some(2), 2), Some("ResizeMemory"));
+        assert_eq!(planned(4, Some(4), Some(2), 2), None, "the blocks may be used by now");
+        assert_eq!(
+            planned(2, Some(4), Some(2), 2),
+            Some("ResizeMemory"),
+            "the request for more is on its way"
+        );
+    }
 }

@@ -215,6 +215,16 @@ pub struct HotplugMemory {
     pub change: u64,
 }
 
+impl HotplugMemory {
+    /// Returns the state of a guest that was asked for this part since. While it follows, it reports no unused blocks: the
+    /// host could take back what is being put to use.
+    #[must_use]
+    pub fn asked(self, target_bytes: Option<u64>) -> Self {
+        let unused_blocks = if self.target_bytes == target_bytes { self.unused_blocks } else { Vec::new() };
+        Self { target_bytes, unused_blocks, ..self }
+    }
+}
+
 /// A line for people, from the guest's PID 1 or its kernel. It carries no meaning, and may be lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {

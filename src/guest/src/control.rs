@@ -464,10 +464,7 @@ impl Control {
             incarnation: state.incarnation.clone(),
             identity_error: state.identity_error.clone(),
             window: WINDOW_BYTES,
-            memory: state
-                .memory
-                .clone()
-                .map(|memory| HotplugMemory { target_bytes: state.memory_target, ..memory }),
+            memory: state.memory.clone().map(|memory| memory.asked(state.memory_target)),
         };
         Frame::control(&message).map(|frame| frame.encode()).unwrap_or_default()
     }

@@ -261,6 +261,9 @@ mod tests {
             (again.target_bytes, again.change, again.error.as_deref()),
             (Some(2 * SIZE), 1, Some("held"))
         );
+        assert_eq!(again.clone().asked(Some(2 * SIZE)), again);
+        let following = again.asked(Some(4 * SIZE));
+        assert_eq!((following.target_bytes, following.unused_blocks.len()), (Some(4 * SIZE), 0));
         fs::remove_dir_all(dir).expect("removed");
     }
 
