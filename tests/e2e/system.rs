@@ -118,8 +118,7 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_reported
         assert_eq!(seen["vmm_pid"], again["vmm_pid"]);
         shell(&site, "sys", "mkdir -p /var/log/journal && journalctl --flush").await;
         // Services are stopped in order, and their data is there at the next start.
-        let stopped = verb(&site, "sys", "stop").await;
-        assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
+        verb(&site, "sys", "stop").await;
         assert_eq!(ended(&site).await, (json!(0), "the system powered off".to_owned()));
         verb(&site, "sys", "start").await;
         up(&site).await;
@@ -167,8 +166,7 @@ fn another_init_is_served_and_an_init_that_cannot_be_executed_is_reported() {
             "mkdir /sbin; echo '#!/no/interpreter' >/sbin/init; chmod 755 /sbin/init; echo kept >/kept",
         )
         .await;
-        let stopped = verb(&site, "sys", "stop").await;
-        assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
+        verb(&site, "sys", "stop").await;
         assert_eq!(ended(&site).await, (json!(0), "the system shut down".to_owned()));
         // A program called init at another path is an ordinary program.
         let start = async |command: Value| {

@@ -3,12 +3,12 @@
 use stead_schemas::guest;
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{Instance, InstanceSpec, Secret};
-use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::LaunchId;
 
 use super::facts::incarnation;
+use super::grace::shutdown_grace;
 use super::{Observed, volumes};
 
 pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Config> {
@@ -24,7 +24,8 @@ pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option
         working_dir: image.working_dir.clone(),
         user: image.user.clone(),
         stop_signal: image.stop_signal.clone(),
-        shutdown_grace_millis: u64::try_from(limits::SHUTDOWN_GRACE.as_millis()).unwrap_or(u64::MAX),
+        shutdown_grace_millis: u64::try_from(shutdown_grace(&object.spec, Some(image)).as_millis())
+            .unwrap_or(u64::MAX),
         network: guest_network(seen),
         volumes: volumes::guest_mounts(&object.spec),
         hotplug_bytes: object.spec.hotplug.0,

@@ -38,6 +38,7 @@ mod confinement;
 mod connections;
 mod facts;
 mod failed_forks;
+mod grace;
 mod guest_config;
 mod health;
 mod idle;

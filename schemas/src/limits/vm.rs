@@ -97,6 +97,8 @@ pub const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 pub const IGNORES_MAX: usize = 256;
 /// Time of the guest's program between the request to stop and the kill.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Time of a guest with the image's own init between the request to stop and the power-off.
+pub const SYSTEM_SHUTDOWN_GRACE: Duration = Duration::from_secs(60);
 /// Time after which a VMM that lives without answering is ended; a busy host answers sooner.
 pub const UNREACHABLE_GRACE: Duration = Duration::from_secs(30);
 /// Delay of the start after the second death in a row; it doubles with each further death.

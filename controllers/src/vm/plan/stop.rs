@@ -11,6 +11,7 @@ use super::plan_configure;
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Moment, Plan, after};
 use crate::vm::facts::{has_started, is_spent};
+use crate::vm::grace::shutdown_grace;
 use crate::vm::steps::{act, record, wait};
 use crate::vm::{Action, Observed};
 
@@ -26,14 +27,14 @@ pub(super) fn plan_down(
         VmmState::Dead => act(Action::Release(uid())),
         // Data in the guest's memory is written only if the guest continues to run; its grace period counts
         // all the same.
-        VmmState::Paused if object.is_some_and(|object| !is_grace_over(object, now)) => {
+        VmmState::Paused if object.is_some_and(|object| !is_grace_over(object, seen, now)) => {
             match seen.has_saved() {
                 true => act(Action::DiscardMemory(uid())),
                 false => act(Action::Resume(uid())),
             }
         }
-        VmmState::Stalled(free) => match object.filter(|object| !is_grace_over(object, now)) {
-            Some(object) => plan_stalled(object, *free, Some(grace_end(object, now)), now),
+        VmmState::Stalled(free) => match object.filter(|object| !is_grace_over(object, seen, now)) {
+            Some(object) => plan_stalled(object, *free, Some(grace_end(object, seen, now)), now),
             None => act(Action::Kill(uid())),
         },
         VmmState::Created | VmmState::Shutdown | VmmState::Paused | VmmState::Unreachable(_) => {
@@ -49,9 +50,9 @@ pub(super) fn plan_down(
 
 fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || machine.owner.clone();
-    let deadline = grace_end(object, now);
+    let deadline = grace_end(object, seen, now);
     let guest = &machine.guest;
-    if is_grace_over(object, now) {
+    if is_grace_over(object, seen, now) {
         return act(Action::Kill(uid()));
     }
     match (guest.phase, has_started(object, machine)) {
@@ -104,18 +105,19 @@ pub(super) fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now
 }
 
 /// Returns the end of the guest's grace period.
-fn grace_end(object: &Object<Instance>, now: Moment) -> Timestamp {
+fn grace_end(object: &Object<Instance>, seen: &Observed, now: Moment) -> Timestamp {
     let asked_at = now.since(object.meta.deletion_requested_at.unwrap_or(object.spec.power_since));
-    // The grace period is doubled: the guest's own timer ends the program first, and its end still arrives. A
+    // The guest's own timer ends the program first, and its end still arrives within the time added here. A
     // program that ends by itself still has its guest's power-off to come, however long ago the spec changed:
     // its writes reach the disk only then.
     let ready = condition::find(&object.status.conditions, ConditionType::Ready);
     let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
     let since = down_since.map_or(asked_at, |ready| asked_at.max(now.since(ready.last_transition_time)));
     let since = object.status.ended_launch_at.map_or(since, |ended_at| since.max(now.since(ended_at)));
-    after(since, limits::SHUTDOWN_GRACE * 2)
+    let grace = shutdown_grace(&object.spec, seen.parts.image_config.as_ref());
+    after(since, grace + limits::SHUTDOWN_GRACE)
 }
 
-fn is_grace_over(object: &Object<Instance>, now: Moment) -> bool {
-    object.spec.is_forced || now.at() >= grace_end(object, now)
+fn is_grace_over(object: &Object<Instance>, seen: &Observed, now: Moment) -> bool {
+    object.spec.is_forced || now.at() >= grace_end(object, seen, now)
 }

@@ -90,19 +90,28 @@ fn a_program_that_is_restarted_waits_for_its_delay_although_the_clock_was_set_ba
 
 #[test]
 fn a_stop_lasts_as_long_as_its_grace_however_the_clock_is_set() {
-    let grace = i64::try_from(limits::SHUTDOWN_GRACE.as_secs() * 2).expect("short");
     let asked = |mut machine: Machine| {
         machine.guest.is_shutdown_requested = true;
         seen(Some(machine))
     };
-    for step in [-3600, 3600] {
+    let (program, system) = (limits::SHUTDOWN_GRACE, limits::SYSTEM_SHUTDOWN_GRACE);
+    for (command, step, grace) in [
+        ("/app/server", -3600, program),
+        ("/app/server", 3600, program),
+        ("/sbin/init", -3600, system),
+        ("/usr/lib/systemd/systemd", 3600, system),
+        ("systemd", 3600, system),
+        ("/app/init.d", 3600, program),
+    ] {
+        let grace = i64::try_from((grace + limits::SHUTDOWN_GRACE).as_secs()).expect("short");
         let times = readings(5, step, &[grace - 1, 1]);
         let mut object = instance(Power::Stopped, 1, 0);
         object.spec.power_since = at(10_002);
+        object.spec.cmd = Some(vec![command.to_owned()]);
         object.status.started_launch = Some(LaunchId(1));
         let stopping = asked(launched(VmmState::Running, GuestPhase::Ready));
         let steps = times.iter().map(|&now| step_at(&object, &stopping, now)).collect::<Vec<_>>();
-        assert_eq!(steps, ["Wait Converging", "Wait Converging", "Kill"], "{step}");
+        assert_eq!(steps, ["Wait Converging", "Wait Converging", "Kill"], "{command} {step}");
     }
 }
 
