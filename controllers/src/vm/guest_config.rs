@@ -1,14 +1,13 @@
 //! The configuration that a guest receives when it boots.
 
 use stead_schemas::guest;
-use stead_schemas::image::ImageConfig;
-use stead_schemas::instance::{Instance, InstanceSpec, Secret};
+use stead_schemas::instance::{Instance, Secret};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::LaunchId;
 
 use super::facts::incarnation;
-use super::grace::shutdown_grace;
+use super::program::{argv, shutdown_grace};
 use super::{Observed, volumes};
 
 pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Config> {
@@ -44,17 +43,6 @@ pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
         resolver: nic.resolver.clone(),
         mtu: nic.mtu,
     })
-}
-
-/// Returns the command line by Docker's rule: an entrypoint of the instance replaces the image's entrypoint
-/// and its cmd.
-pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
-    let (entrypoint, default_cmd) = match &spec.entrypoint {
-        Some(entrypoint) => (entrypoint, &[][..]),
-        None => (&image.entrypoint, image.cmd.as_slice()),
-    };
-    let cmd = spec.cmd.as_deref().unwrap_or(default_cmd);
-    entrypoint.iter().chain(cmd).cloned().collect()
 }
 
 /// Returns the machine id of a launch: the uid read as a number in base 36 (24 digits are below 2^124),

@@ -10,7 +10,7 @@ use stead_schemas::policy::RestartReason;
 
 use crate::host::LaunchPlan;
 use crate::runtime::{Moment, Plan, Refusal};
-use crate::vm::guest_config::argv;
+use crate::vm::program::argv;
 use crate::vm::steps::{act, record, wait, wait_for_disk};
 use crate::vm::{Action, Observed, restarts, vmm_limits};
 

@@ -11,7 +11,7 @@ use super::plan_configure;
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Moment, Plan, after};
 use crate::vm::facts::{has_started, is_spent};
-use crate::vm::grace::shutdown_grace;
+use crate::vm::program::shutdown_grace;
 use crate::vm::steps::{act, record, wait};
 use crate::vm::{Action, Observed};
 

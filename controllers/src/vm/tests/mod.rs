@@ -27,8 +27,9 @@ use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::CompressionState;
 
-use super::guest_config::{argv, machine_id};
+use super::guest_config::machine_id;
 use super::plan::plan;
+use super::program::argv;
 use super::status::status;
 use super::{Action, Observed, Parts};
 use crate::host::{DiskLimit, GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};

@@ -1,4 +1,4 @@
-//! The time that a guest has for its shutdown.
+//! The program of an instance: its command line, and the time for its shutdown.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,10 +7,19 @@ use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::InstanceSpec;
 use stead_schemas::limits;
 
-use super::guest_config::argv;
-
 /// Names of the programs that may be an init. Only the guest can see whether such a program is one.
 const INIT_NAMES: [&str; 2] = ["init", "systemd"];
+
+/// Returns the command line by Docker's rule: an entrypoint of the instance replaces the image's entrypoint
+/// and its cmd.
+pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
+    let (entrypoint, default_cmd) = match &spec.entrypoint {
+        Some(entrypoint) => (entrypoint, &[][..]),
+        None => (&image.entrypoint, image.cmd.as_slice()),
+    };
+    let cmd = spec.cmd.as_deref().unwrap_or(default_cmd);
+    entrypoint.iter().chain(cmd).cloned().collect()
+}
 
 /// Returns the time between the request to stop and the kill: an init stops its services one after another,
 /// so it has more of it than a program.
