@@ -166,6 +166,9 @@ pub enum ToGuest {
     },
     /// The guest must use so much of its hotplug memory, and give the rest back.
     Memory { token: Token, hotplugged_bytes: u64 },
+    /// The guest must have exactly these volumes mounted. The disks of volumes that it must unmount are taken out of
+    /// the machine when it has reported that they are unmounted.
+    Volumes { token: Token, volumes: Vec<VolumeMount> },
     /// The guest must end the program: stop signal, grace, kill.
     Shutdown { token: Token },
     /// The exit record is stored, and the guest must power off.
@@ -195,6 +198,23 @@ pub struct FromGuest {
     /// The guest's hotplug memory; `None` without any, and from guests of earlier versions.
     #[serde(default)]
     pub memory: Option<HotplugMemory>,
+    /// The guest's volumes; `None` before they are mounted, and from guests of earlier versions, which mount no volumes
+    /// while their program runs.
+    #[serde(default)]
+    pub volumes: Option<MountedVolumes>,
+}
+
+/// The volumes of a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedVolumes {
+    /// The volumes of the last request that the guest has carried out as far as it could, at first those of its
+    /// configuration.
+    pub requested: Vec<VolumeMount>,
+    /// The volumes that are mounted. The guest has no use of any other disk of a volume.
+    pub mounted: Vec<VolumeMount>,
+    /// The reasons why volumes are mounted that should not be, or are not mounted that should be, by path.
+    #[serde(default)]
+    pub problems: BTreeMap<String, String>,
 }
 
 /// The hotplug memory of a guest.
