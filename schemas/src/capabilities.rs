@@ -16,6 +16,9 @@ pub struct VmmCapabilities {
     pub resize_memory: bool,
     /// True if bytes and operations per second of disks can be limited.
     pub io_limits: bool,
+    /// True if disks of volumes can be put into a running VM, and taken out of it.
+    #[serde(default)]
+    pub live_volumes: bool,
     /// True if devices of the host can be given to a VM.
     pub devices: bool,
     /// Number of block devices that a VM has room for, for volumes.
@@ -39,6 +42,7 @@ impl VmmCapabilities {
         replace_tap: false,
         resize_memory: false,
         io_limits: false,
+        live_volumes: false,
         devices: false,
         volume_devices_max: 0,
         vcpus_max: 1,

@@ -26,6 +26,8 @@ pub enum ConditionType {
     PendingChanges,
     /// The guest has as much hotplug memory as it should; reported only while it has not.
     MemoryResized,
+    /// The guest has the volumes mounted that it should; reported only while it has not.
+    VolumesMounted,
 }
 
 /// The status of a condition.
@@ -95,6 +97,10 @@ pub enum Reason {
     ResizingMemory,
     /// The guest uses memory that it should give back; the message says what uses it.
     MemoryInUse,
+    /// Volumes are being put into the VM and mounted, or unmounted and taken out of it.
+    ChangingVolumes,
+    /// The guest cannot mount or unmount a volume; the message says why.
+    VolumeInUse,
     ImageNotFound,
     ImageUnauthorized,
     ImageInvalid,

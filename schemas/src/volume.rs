@@ -49,6 +49,13 @@ pub struct VolumeMount {
     /// The mount path, absolute and in its shortest form.
     pub path: String,
     pub access: Access,
+    /// Number of the mount's first disk in the VM, which it keeps as long as it is there. `None` in records of earlier
+    /// versions, whose disks are numbered by the order of the mounts.
+    #[serde(default)]
+    pub first_disk: Option<u32>,
+    /// True if the volume is to be unmounted and taken out of the VM. The mount is there until that is done.
+    #[serde(default)]
+    pub is_leaving: bool,
 }
 
 impl VolumeMount {
@@ -80,5 +87,58 @@ impl Access {
     #[must_use]
     pub fn role(&self) -> Role {
         if self.is_writing() { Role::Writes } else { Role::Reads }
+    }
+
+    /// Returns how many disks of a VM a mount with this access needs.
+    #[must_use]
+    pub fn disks(&self) -> u32 {
+        if matches!(self, Self::Overlay { .. }) { 2 } else { 1 }
+    }
+}
+
+/// Returns the mounts, each with the number of its first disk in the VM.
+pub fn numbered(mounts: &[VolumeMount]) -> impl Iterator<Item = (u32, &VolumeMount)> {
+    mounts.iter().scan(0, |next, mount| {
+        let first = mount.first_disk.unwrap_or(*next);
+        *next = first.saturating_add(mount.access.disks());
+        Some((first, mount))
+    })
+}
+
+/// Returns the lowest number from which on so many disks are not used by any of the mounts.
+#[must_use]
+pub fn free_disk(mounts: &[VolumeMount], disks: u32) -> u32 {
+    let taken: Vec<_> =
+        numbered(mounts).map(|(first, mount)| first..first.saturating_add(mount.access.disks())).collect();
+    let is_free = |first: &u32| taken.iter().all(|range| first + disks <= range.start || range.end <= *first);
+    // One of the ends is free, because the last one is.
+    let ends = taken.iter().map(|range| range.end);
+    std::iter::once(0).chain(ends).filter(is_free).min().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_keep_their_numbers_and_a_new_one_gets_the_first_that_is_free() {
+        let uid: Uid = format!("v{:023}", 0).parse().expect("valid");
+        let mount = |first_disk, access| VolumeMount {
+            volume: uid.clone(),
+            path: "/data".to_owned(),
+            access,
+            first_disk,
+            is_leaving: false,
+        };
+        let overlay = || Access::Overlay { disk: uid.clone(), size: Bytes(1) };
+        let of = |mounts: &[VolumeMount]| {
+            let numbers = numbered(mounts).map(|(first, _)| first).collect::<Vec<_>>();
+            (numbers, free_disk(mounts, 1), free_disk(mounts, 2))
+        };
+        assert_eq!(of(&[]), (vec![], 0, 0));
+        let earlier = [mount(None, Access::ReadOnly), mount(None, overlay()), mount(None, Access::ReadWrite)];
+        assert_eq!(of(&earlier), (vec![0, 1, 3], 4, 4));
+        let changed = [mount(Some(4), Access::ReadWrite), mount(Some(1), overlay())];
+        assert_eq!(of(&changed), (vec![4, 1], 0, 5));
     }
 }

@@ -23,6 +23,7 @@ mod listener;
 mod local;
 mod logs;
 mod lookup;
+mod mounts;
 mod openapi;
 mod operation;
 mod pace;

@@ -15,8 +15,8 @@ use super::operation::{delete, get, patch, post, put};
 use super::route::Routes;
 use super::rule::needs;
 use super::{
-    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, openapi, reclaim, resources,
-    schedules, snapshots, stat, stats, system, unsupported, volumes, wait,
+    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, mounts, openapi, reclaim,
+    resources, schedules, snapshots, stat, stats, system, unsupported, volumes, wait,
 };
 
 const OK: StatusCode = StatusCode::OK;
@@ -367,17 +367,19 @@ fn add_volumes(routes: Routes) -> Routes {
             volumes::delete,
         )
         .add(
-            post(MOUNT, "attachVolume", "Mount a volume in a stopped instance")
+            post(MOUNT, "attachVolume", "Mount a volume in an instance")
                 .under(mount)
                 .takes::<body::VolumeAttach>()
-                .answers::<Instance>(OK),
-            volumes::attach,
+                .answers::<Instance>(OK)
+                .errors(&[CONFLICT]),
+            mounts::attach,
         )
         .add(
-            delete(MOUNT, "detachVolume", "Remove a volume's mount from a stopped instance")
+            delete(MOUNT, "detachVolume", "Unmount a volume and remove it from an instance")
                 .under(mount)
-                .answers::<Instance>(OK),
-            volumes::detach,
+                .answers::<Instance>(OK)
+                .errors(&[CONFLICT]),
+            mounts::detach,
         )
 }
 

@@ -12,11 +12,8 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde_json::{Map, Value};
 use stead_controllers::store::{Store, Tx};
-use stead_controllers::vm::admission as instances;
 use stead_controllers::volume::admission;
-use stead_schemas::api::{
-    Instance as InstanceView, MountRequest, Volume as View, VolumeAttach, VolumeCreate, VolumePatch,
-};
+use stead_schemas::api::{Volume as View, VolumeCreate, VolumePatch};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
@@ -139,29 +136,4 @@ pub(super) async fn delete(
     // The deletion is stored: it is carried out even when it is late.
     until::<Disk>(&state, &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
-}
-
-pub(super) async fn attach(
-    State(state): State<ApiState>,
-    bearer: Bearer,
-    path: Result<Path<(String, String)>, PathRejection>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<InstanceView>, ApiError> {
-    let Path((instance, volume)) = path?;
-    let VolumeAttach { path, access } = VolumeAttach::read(json(body)?)?;
-    let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
-    let request = MountRequest { volume, path, access };
-    let object = state.store().transact(move |tx| instances::attach(tx, &uid, request)).await?;
-    Ok(Json(lookup::view(state.store(), &bearer, &object)))
-}
-
-pub(super) async fn detach(
-    State(state): State<ApiState>,
-    bearer: Bearer,
-    path: Result<Path<(String, String)>, PathRejection>,
-) -> Result<Json<InstanceView>, ApiError> {
-    let Path((instance, volume)) = path?;
-    let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
-    let object = state.store().transact(move |tx| instances::detach(tx, &uid, &volume)).await?;
-    Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }

@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 
 use super::heartbeat::{self, Heartbeat};
 use super::log_lines::LogLines;
-use super::reported::{cleaned, memory_of, phase_of};
+use super::reported::{cleaned, memory_of, phase_of, volumes_of};
 use super::streams::{AgentError, AgentStream, Mux, Outgoing};
 use super::tokens::{Tokens, random};
 use super::transport::Transport;
@@ -182,6 +182,8 @@ pub(crate) fn silent() -> GuestView {
         identity_sent: None,
         memory: None,
         memory_asked: None,
+        volumes: None,
+        volumes_asked: None,
         is_unresponsive: false,
     }
 }
@@ -225,7 +227,7 @@ impl Channel {
         // What was sent through an earlier connection may be lost.
         {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-            (view.identity_sent, view.memory_asked) = (None, None);
+            (view.identity_sent, view.memory_asked, view.volumes_asked) = (None, None, None);
         }
         let nonce = self.nonce;
         if !self.ask(&mut writer).await {
@@ -341,8 +343,8 @@ impl Channel {
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
             let identity_error = state.identity_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
             let asked = if is_another { silent() } else { view.clone() };
-            let memory = state.memory.map(memory_of);
-            let next = GuestView { phase, exit, incarnation, identity_error, memory, ..asked };
+            let (memory, volumes) = (state.memory.map(memory_of), state.volumes.map(volumes_of));
+            let next = GuestView { phase, exit, incarnation, identity_error, memory, volumes, ..asked };
             let is_new = *view != next;
             *view = next;
             (is_new, is_another)
@@ -466,7 +468,8 @@ pub(super) mod fuzzing {
             view.identity_error.as_ref(),
             view.memory.as_ref().and_then(|memory| memory.error.as_ref()),
         ];
-        for text in texts.into_iter().flatten() {
+        let problems = view.volumes.iter().flat_map(|volumes| volumes.problems.values());
+        for text in texts.into_iter().flatten().chain(problems) {
             assert!(!text.contains(char::is_control), "{text:?}");
         }
     }

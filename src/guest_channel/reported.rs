@@ -1,9 +1,11 @@
 //! The parts of a guest's state in the terms of the ports, cleaned and bounded: the guest is not trusted.
 
 use stead_controllers::host::{GuestMemory, GuestPhase};
-use stead_schemas::guest::{HotplugMemory, Phase};
+use stead_schemas::guest::{HotplugMemory, MountedVolumes, Phase};
 use stead_schemas::instance::Exit;
-use stead_schemas::limits::{HOTPLUG_MAX, MEMORY_BLOCK, MESSAGE_CHARS_MAX};
+use stead_schemas::limits::{
+    HOTPLUG_MAX, MEMORY_BLOCK, MESSAGE_CHARS_MAX, MOUNT_PATH_BYTES_MAX, VOLUME_DEVICES_MAX,
+};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::validate::printable;
 
@@ -27,6 +29,15 @@ pub(super) fn memory_of(memory: HotplugMemory) -> GuestMemory {
         unused: memory.unused_blocks.into_iter().take(BLOCKS_MAX).collect(),
         change: memory.change,
     }
+}
+
+pub(super) fn volumes_of(volumes: MountedVolumes) -> MountedVolumes {
+    let MountedVolumes { mut requested, mut mounted, problems } = volumes;
+    requested.truncate(VOLUME_DEVICES_MAX);
+    mounted.truncate(VOLUME_DEVICES_MAX);
+    let problems = problems.into_iter().filter(|(path, _)| path.len() <= MOUNT_PATH_BYTES_MAX);
+    let problems = problems.map(|(path, why)| (path, printable(&why, MESSAGE_CHARS_MAX)));
+    MountedVolumes { requested, mounted, problems: problems.take(VOLUME_DEVICES_MAX).collect() }
 }
 
 pub(super) fn cleaned(exit: Exit) -> Exit {

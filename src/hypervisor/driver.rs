@@ -68,8 +68,8 @@ pub struct Start<'a> {
     pub initrd: &'a Path,
     pub rootfs: &'a Path,
     pub overlay: &'a Path,
-    /// Disks of volumes, each with whether it is read-only.
-    pub volumes: &'a [(PathBuf, bool)],
+    /// Disks of volumes.
+    pub volumes: &'a [VolumeFile],
     /// A disk with modules and headers of the kernel.
     pub kernel_files: Option<&'a Path>,
     /// Number of pairs of queues of the network card.
@@ -80,6 +80,15 @@ pub struct Start<'a> {
     pub ram: Option<Ram>,
     /// True if the VMM runs behind walls.
     pub has_walls: bool,
+}
+
+/// The file of a volume's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeFile {
+    pub path: PathBuf,
+    pub is_read_only: bool,
+    /// Number by which the guest knows the disk.
+    pub number: u32,
 }
 
 /// A file with the RAM of a VM, open in the VMM under this descriptor from its start.
@@ -190,6 +199,12 @@ pub trait Driver: Send + Sync + 'static {
         DeviceSet::default()
     }
 
+    /// Returns whether volumes can come and go while a VM with this set of devices runs.
+    fn has_live_volumes(&self, device_set: DeviceSet) -> bool {
+        let _ = device_set;
+        false
+    }
+
     /// Returns who stores the RAM of a save.
     fn ram_access(&self) -> RamAccess;
 
@@ -289,6 +304,19 @@ pub trait Session: Send + Sync {
     fn limit_disks(&self, rate: Option<Rate>) -> Answer<'_, ()> {
         let _ = rate;
         unsupported("limit its disks")
+    }
+
+    /// Puts the disk of a volume into the VM, which has no disk of that number.
+    fn add_volume<'a>(&'a self, volume: &'a VolumeFile) -> Answer<'a, ()> {
+        let _ = volume;
+        unsupported("add a volume")
+    }
+
+    /// Takes the disk of this number out of the VM, or what is there of it. When this returns, the VMM does not have the
+    /// file any more.
+    fn remove_volume(&self, number: u32) -> Answer<'_, ()> {
+        let _ = number;
+        unsupported("remove a volume")
     }
 
     /// Continues the console in a new file of this name; the open file stays whole under its new name.

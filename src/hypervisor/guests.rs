@@ -1,7 +1,7 @@
 //! The port `Guests`: requests to the agents of VMs on their control channels.
 
 use stead_controllers::host::{GuestPhase, Guests, HostError, HostErrorKind};
-use stead_schemas::guest::{Config, Frame, NewIdentity, Seed, ToGuest};
+use stead_schemas::guest::{Config, Frame, NewIdentity, Seed, ToGuest, VolumeMount};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
@@ -50,6 +50,16 @@ impl Guests for Hypervisors {
         let asked = attached.channel.ask(request, |view| view.memory_asked = Some(hotplugged));
         asked.map_err(|why| {
             HostError::new(HostErrorKind::Transient, "resize the memory of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn mount_volumes(&self, owner: &Uid, volumes: &[VolumeMount]) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let request = ToGuest::Volumes { token: attached.channel.token(), volumes: volumes.to_vec() };
+        let asked = attached.channel.ask(request, |view| view.volumes_asked = Some(volumes.to_vec()));
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "mount volumes in the guest of", owner.as_str())
+                .because(why)
         })
     }
 

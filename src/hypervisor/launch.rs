@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState};
+use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState, VolumeDisk};
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::DeviceSet;
 use stead_schemas::quantity::Bytes;
 
 use super::attached::Attached;
 use super::dispatch::Choice;
-use super::driver::{Content, Ram, RamAccess, Start, VmmCommand};
+use super::driver::{Content, Ram, RamAccess, Start, VmmCommand, VolumeFile};
 use super::hypervisors::Hypervisors;
 use super::jail::Spawned;
 use super::process::{self, SpawnPlan, end_line, file_size_max, first_answer, largest_file};
@@ -46,7 +46,7 @@ pub(super) struct StartFiles {
     device_set: DeviceSet,
     rootfs: PathBuf,
     overlay: PathBuf,
-    volumes: Vec<(PathBuf, bool)>,
+    volumes: Vec<VolumeFile>,
     kernel_files: Option<PathBuf>,
     queues: u16,
     has_vhost_net: bool,
@@ -142,21 +142,25 @@ impl Hypervisors {
     pub(super) fn start_files(&self, plan: &LaunchPlan, record: &Record) -> Result<StartFiles, HostError> {
         let config = &self.config;
         let (kernel, initrd) = config.boot_files.get()?;
-        let volume =
-            |volume: &stead_controllers::host::VolumeDisk| ((config.disk)(&volume.disk), volume.is_read_only);
         Ok(StartFiles {
             kernel,
             initrd,
             device_set: record.device_set,
             rootfs: (config.rootfs)(&plan.rootfs),
             overlay: (config.disk)(&plan.overlay),
-            volumes: plan.volumes.iter().map(volume).collect(),
+            volumes: plan.volumes.iter().map(|volume| self.volume_file(volume)).collect(),
             kernel_files: record.kernel_files.clone(),
             queues: record.queues.unwrap_or(EARLIER_QUEUES),
             has_vhost_net: plan.network.is_some() && has_vhost_net(),
             paths: self.paths(&plan.owner),
             has_walls: config.jails.has_walls(),
         })
+    }
+
+    /// Finds the file of a volume's disk.
+    pub(super) fn volume_file(&self, volume: &VolumeDisk) -> VolumeFile {
+        let path = (self.config.disk)(&volume.disk);
+        VolumeFile { path, is_read_only: volume.is_read_only, number: volume.number }
     }
 
     /// Spawns the VMM and waits until it answers.

@@ -22,6 +22,7 @@ mod hypervisors;
 mod instance_logs;
 mod jail;
 mod launch;
+mod live_volumes;
 mod memories;
 mod process;
 pub mod qemu;

@@ -83,6 +83,11 @@ impl VmPaths {
         self.runtime.join("taken-back")
     }
 
+    /// Returns the file with the volumes of a VM in which they changed since its launch.
+    pub(crate) fn live_volumes(&self) -> PathBuf {
+        self.runtime.join("volumes.json")
+    }
+
     pub(crate) fn record(&self) -> PathBuf {
         self.runtime.join("machine.json")
     }
@@ -128,6 +133,7 @@ pub(crate) struct Record {
     /// The inode of the file that the VMM maps.
     #[serde(default)]
     pub(crate) ram_inode: u64,
+    /// The volumes of the launch, by their numbers.
     #[serde(default)]
     pub(crate) volumes: Vec<VolumeDisk>,
     /// The disk with modules and headers of the guest's kernel, if the guest has one.
@@ -199,6 +205,7 @@ impl Record {
             Ok(bytes) => {
                 let mut record: Self = serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::unwritten());
                 record.launch = number_launch(record.launch, record.launched_at);
+                VolumeDisk::number_earlier(record.volumes.iter_mut());
                 Ok(Some(record))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -5,7 +5,7 @@
 //! Guarantees: no guest runs on from RAM that this daemon has neither written nor read as a whole.
 
 use jiff::Timestamp;
-use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Vmms};
+use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Vmms, VolumeDisk};
 use tokio::task::JoinHandle;
 
 use super::attached::Attached;
@@ -139,7 +139,12 @@ impl Hypervisors {
         check_whole(&from, &plan.snapshot)?;
         let unseen = |error| HostError::io("observe the disks of", plan.owner.as_str(), error);
         let overlay = FileMark::of(&(self.config.disk)(&plan.overlay)).map_err(unseen)?;
-        let volumes = self.mark_volumes(&plan.volumes).map_err(unseen)?;
+        // Others come when the VM runs.
+        let was_there = |disk: &&VolumeDisk| {
+            manifest.origin.volumes.iter().any(|volume| volume.disk.number == disk.number)
+        };
+        let volumes: Vec<_> = plan.volumes.iter().filter(was_there).cloned().collect();
+        let volumes = self.mark_volumes(&volumes).map_err(unseen)?;
         let origin = Origin {
             standby: plan.standby,
             run: plan.run,

@@ -22,6 +22,7 @@ use stead_schemas::snapshot::CompressionState;
 use super::attached::Attached;
 use super::driver::{RamAccess, SaveFiles};
 use super::hypervisors::Hypervisors;
+use super::live_volumes::LiveVolumes;
 use super::record::{Mapping, Record};
 use crate::guest_channel::clock;
 use crate::host::files;
@@ -152,6 +153,10 @@ impl Hypervisors {
             // It is not known which of the two tokens the restored guest would have.
             return Err(transient(owner, "its guest is taking another identity".to_owned()));
         }
+        let volumes = LiveVolumes::of(&record, &self.paths(owner))?;
+        if volumes.unsure.is_some() {
+            return Err(transient(owner, "a volume is being put into it, or taken out".to_owned()));
+        }
         let (version, kept) = match attached.choice.driver.ram_access() {
             RamAccess::Host => {
                 let (memory_of_ram, record, pid, name) =
@@ -189,7 +194,7 @@ impl Hypervisors {
             kernel: kernel.vmlinux.clone(),
             initrd: initrd.clone(),
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,
-            volumes: self.mark_volumes(&record.volumes).map_err(io)?,
+            volumes: self.mark_volumes(&volumes.volumes).map_err(io)?,
             kernel_files: record.kernel_files.clone(),
             queues: record.queues.unwrap_or(EARLIER_QUEUES),
             is_adopted: false,

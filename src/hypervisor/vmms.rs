@@ -20,6 +20,7 @@ use stead_schemas::quantity::Rate;
 use super::attached::Attached;
 use super::hypervisors::Hypervisors;
 use super::jail::missing_walls;
+use super::live_volumes::LiveVolumes;
 use super::process;
 use super::record::Record;
 use super::save::on_thread;
@@ -64,6 +65,7 @@ impl Hypervisors {
         machine.is_network_cut = !has_network.map_err(failed)?;
         machine.returns_memory = unused_memory::is_returned(record, &attached);
         machine.has_unused_memory = unused_memory::can_be_taken_back(record, &attached, &self.paths(owner));
+        machine.has_live_volumes = choice.driver.has_live_volumes(record.device_set);
         machine.disk_limit = self.disk_limit(record, &attached, &machine.vmm).await;
         let failed = |error| HostError::io("observe the walls of", owner.as_str(), error);
         machine.missing_walls = missing_walls(identity.pid).map_err(failed)?.unwrap_or_default();
@@ -144,6 +146,7 @@ impl Vmms for Hypervisors {
         // A VM without a driver can still be ended; any hypervisor will do for what is shown of it.
         let choice = drivers.by_record(record.machine_type.as_deref()).or_else(|| drivers.by_record(None));
         let unsupported = || HostError::new(HostErrorKind::Unsupported, "inspect the VM of", owner.as_str());
+        let volumes = LiveVolumes::of(&record, &paths)?;
         let mut machine = Machine {
             owner: owner.clone(),
             run: record.run,
@@ -157,6 +160,9 @@ impl Vmms for Hypervisors {
             disk_limit: DiskLimit::Fixed,
             returns_memory: false,
             has_unused_memory: false,
+            volumes: volumes.volumes,
+            unsure_volume: volumes.unsure,
+            has_live_volumes: false,
             missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
             is_out_of_memory: false,
@@ -209,6 +215,8 @@ impl Vmms for Hypervisors {
             MachineChange::Tap(tap) => self.replace_tap(owner, tap).await,
             MachineChange::DiskRate(rate) => self.limit_disks(owner, *rate).await,
             MachineChange::UnusedMemory => self.take_memory_back(owner).await,
+            MachineChange::AddVolume(volume) => self.add_volume(owner, volume).await,
+            MachineChange::RemoveVolume(number) => self.remove_volume(owner, *number).await,
         }
     }
 

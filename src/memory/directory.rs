@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory};
+use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VolumeDisk};
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
@@ -143,6 +143,7 @@ impl MemoryDir {
                 run: manifest.origin.run,
                 launch: manifest.origin.launch,
                 compression_state: self.compression(&manifest),
+                volumes: manifest.origin.volumes.iter().map(|volume| volume.disk.number).collect(),
             })
         })))
     }
@@ -215,6 +216,7 @@ impl MemoryDir {
         let mut manifest = self.read::<Manifest>(MANIFEST)?;
         if let Some(Manifest { origin, .. }) = &mut manifest {
             origin.launch = number_launch(origin.launch, origin.launched_at);
+            VolumeDisk::number_earlier(origin.volumes.iter_mut().map(|volume| &mut volume.disk));
         }
         Ok(manifest)
     }

@@ -139,6 +139,10 @@ pub(crate) const OF_INGRESS: [(&str, &str); 2] = [("ingress", "Open"), ("ingress
 pub(crate) const OF_DISK_LIMIT: (&str, &str) = ("instance", "LimitDisks");
 /// Steps of changing the memory of a running guest (tests/e2e/hotplug.rs).
 pub(crate) const OF_MEMORY: [(&str, &str); 2] = [("instance", "ResizeMemory"), ("instance", "TakeMemory")];
+/// Steps of attaching a volume to a running VM, and of detaching it (tests/e2e/live_volumes.rs).
+pub(crate) const OF_ATTACHMENT: [(&str, &str); 2] = [("instance", "AddVolume"), ("instance", "MountVolumes")];
+pub(crate) const OF_DETACHMENT: [(&str, &str); 3] =
+    [("instance", "MountVolumes"), ("instance", "RemoveVolume"), ("instance", "ForgetVolumes")];
 /// Step of a change that waits for a start (tests/e2e/changes.rs).
 pub(crate) const OF_CHANGES: (&str, &str) = ("instance", "ApplyChanges");
 /// Step of a disk that grows (tests/e2e/growth.rs).
@@ -171,7 +175,8 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
-    let tables = tables.chain(OF_MEMORY).chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_ARCHIVE]);
+    let tables = tables.chain(OF_MEMORY).chain(OF_ATTACHMENT).chain(OF_DETACHMENT);
+    let tables = tables.chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_ARCHIVE]);
     let tables: BTreeSet<_> = tables
         .chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL, OF_LOSS])
         .collect();
@@ -349,7 +354,13 @@ pub(crate) async fn crash_at_change(site: &mut Harness, failpoint: &str, path: &
     crash_at(site, failpoint, (Method::PATCH, path), Some(body)).await;
 }
 
-async fn crash_at(site: &mut Harness, failpoint: &str, (method, path): (Method, &str), body: Option<Value>) {
+/// Makes a request at which a daemon with a failpoint dies, and starts the next daemon.
+pub(crate) async fn crash_at(
+    site: &mut Harness,
+    failpoint: &str,
+    (method, path): (Method, &str),
+    body: Option<Value>,
+) {
     site.stop().await;
     site.spawn(Some(failpoint));
     site.answers().await;

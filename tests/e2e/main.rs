@@ -38,6 +38,7 @@ mod invariants;
 mod kvmbox;
 mod late_disk;
 mod life;
+mod live_volumes;
 #[path = "../it/loop_disk.rs"]
 mod loop_disk;
 mod machine_types;

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 
-use stead_schemas::guest::{Config, NewIdentity};
+use stead_schemas::guest::{Config, MountedVolumes, NewIdentity, VolumeMount};
 use stead_schemas::instance::Exit;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
@@ -36,6 +36,10 @@ pub struct GuestView {
     pub memory: Option<GuestMemory>,
     /// The last `resize_memory` since the channel was last connected.
     pub memory_asked: Option<Bytes>,
+    /// The volumes that the guest reports; `None` while it has not, and from guests that cannot change them.
+    pub volumes: Option<MountedVolumes>,
+    /// The last `mount_volumes` since the channel was last connected.
+    pub volumes_asked: Option<Vec<VolumeMount>>,
     /// True if the VM runs and its guest has not answered the host for at least 30 s.
     pub is_unresponsive: bool,
 }
@@ -86,6 +90,12 @@ pub trait Guests: Send + Sync + 'static {
         &self,
         owner: &Uid,
         hotplugged: Bytes,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Asks the guest to have exactly these volumes mounted. The effect is visible in the volumes that it reports.
+    fn mount_volumes(
+        &self,
+        owner: &Uid,
+        volumes: &[VolumeMount],
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Asks the guest to end its program and power off.
     fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

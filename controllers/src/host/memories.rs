@@ -27,6 +27,8 @@ pub struct SavedMemory {
     pub run: RunNo,
     pub launch: LaunchId,
     pub compression_state: CompressionState,
+    /// Numbers of the disks of volumes that the VM had.
+    pub volumes: Vec<u32>,
 }
 
 /// The memory to take over, and the numbers under which it is saved.
@@ -40,7 +42,8 @@ pub struct AdoptPlan {
     pub launch: LaunchId,
     /// The owner's disk, which is a copy of the snapshot's disk.
     pub overlay: Uid,
-    /// The volume disks, in the order of the snapshot's: copies, or the same disks where they are only read.
+    /// The volume disks, by their numbers: copies, or the same disks where they are only read. The memory continues with
+    /// those whose numbers it was saved with.
     pub volumes: Vec<VolumeDisk>,
 }
 

@@ -44,6 +44,12 @@ pub struct Machine {
     pub returns_memory: bool,
     /// True if the guest gave memory back that the host has not taken yet.
     pub has_unused_memory: bool,
+    /// The disks of volumes that are in the machine.
+    pub volumes: Vec<VolumeDisk>,
+    /// The number of a disk that was being put into the machine, or taken out, when a crash came.
+    pub unsure_volume: Option<u32>,
+    /// True if disks of volumes can be put into this machine, and taken out, while it runs.
+    pub has_live_volumes: bool,
     /// Walls that the VMM is not behind, as observed of its process. Meaningless without a process.
     pub missing_walls: BTreeSet<Wall>,
     /// True if the machine was launched with the headers of its kernel.
@@ -95,6 +101,10 @@ pub enum MachineChange {
     DiskRate(Option<Rate>),
     /// The host takes back the memory that the guest reports as unused.
     UnusedMemory,
+    /// This disk is put into the machine.
+    AddVolume(VolumeDisk),
+    /// The disk of this number is taken out of the machine, if it is there, whatever the guest does with it.
+    RemoveVolume(u32),
 }
 
 /// The parameters of a VMM, with all references resolved.
@@ -128,6 +138,10 @@ pub struct LaunchPlan {
 pub struct VolumeDisk {
     pub disk: Uid,
     pub is_read_only: bool,
+    /// Number by which the guest knows the disk among those of volumes; 0 for the root disk, which is none of them, and in
+    /// records of earlier versions.
+    #[serde(default)]
+    pub number: u32,
 }
 
 impl LaunchPlan {
@@ -141,8 +155,17 @@ impl LaunchPlan {
 impl VolumeDisk {
     /// Returns the disks of a VM in the order in which its guest knows them, the root disk first.
     pub(super) fn after_root(overlay: &Uid, volumes: &[Self]) -> Vec<Self> {
-        let root = Self { disk: overlay.clone(), is_read_only: false };
+        let root = Self { disk: overlay.clone(), is_read_only: false, number: 0 };
         std::iter::once(root).chain(volumes.iter().cloned()).collect()
+    }
+
+    /// Numbers the disks of an earlier version, which are numbered by their order.
+    pub fn number_earlier<'a>(disks: impl Iterator<Item = &'a mut Self>) {
+        let mut next = 0;
+        for disk in disks {
+            disk.number = disk.number.max(next);
+            next = disk.number + 1;
+        }
     }
 }
 

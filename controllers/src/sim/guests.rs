@@ -1,6 +1,6 @@
 //! Requests to simulated guests, which take effect in virtual time.
 
-use stead_schemas::guest::{Config, NewIdentity};
+use stead_schemas::guest::{Config, MountedVolumes, NewIdentity, VolumeMount};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
@@ -26,6 +26,9 @@ impl Guests for World {
                 unused: Vec::new(),
                 change: 0,
             });
+            let mounted = config.volumes.clone();
+            let volumes = MountedVolumes { requested: mounted.clone(), mounted, ..MountedVolumes::default() };
+            vmm.volumes.get_or_insert(volumes);
             Ok(())
         })
         .await?;
@@ -53,6 +56,15 @@ impl Guests for World {
                 // What a saved file backs belongs to others too.
                 vmm.has_unused_memory = is_less && !vmm.is_restored;
             }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn mount_volumes(&self, owner: &Uid, volumes: &[VolumeMount]) -> Result<(), HostError> {
+        self.on_vmm("mount volumes in", owner, |vmm| {
+            let (requested, mounted) = (volumes.to_vec(), volumes.to_vec());
+            vmm.volumes = Some(MountedVolumes { requested, mounted, ..MountedVolumes::default() });
             Ok(())
         })
         .await

@@ -8,7 +8,9 @@ use stead_schemas::snapshot::CompressionState;
 
 use super::World;
 use super::vmms::Vmm;
-use crate::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Memories, Memory, SavedMemory, VmmState};
+use crate::host::{
+    AdoptPlan, HostError, HostErrorKind, LaunchPlan, Memories, Memory, SavedMemory, VmmState, VolumeDisk,
+};
 
 /// The state of every compressed memory.
 pub(super) const COMPRESSED: CompressionState =
@@ -34,6 +36,7 @@ impl MemoryFile {
                 run: vmm.run,
                 launch: vmm.launch,
                 compression_state: self.compression_state,
+                volumes: vmm.disks.iter().skip(1).map(|known| known.disk.number).collect(),
             }),
         }
     }
@@ -114,10 +117,12 @@ impl Memories for World {
             let captured = state.captured_vmm(&plan.snapshot).cloned();
             let mut vmm = captured.ok_or_else(|| refuse(HostErrorKind::Missing))?;
             let disks = plan.disks();
-            if disks.len() != vmm.disks.len() {
-                return Err(refuse(HostErrorKind::Permanent));
+            for (index, known) in vmm.disks.iter_mut().enumerate() {
+                let number = known.disk.number;
+                let of_volume = |disk: &&VolumeDisk| disk.number == number;
+                let disk = if index == 0 { disks.first() } else { disks.iter().skip(1).find(of_volume) };
+                known.disk = disk.cloned().ok_or_else(|| refuse(HostErrorKind::Permanent))?;
             }
-            vmm.disks.iter_mut().zip(disks).for_each(|(known, disk)| known.disk = disk);
             if !state.has_disks(&vmm.disks) {
                 return Err(refuse(HostErrorKind::Missing));
             }

@@ -28,6 +28,7 @@ mod rng;
 mod shapers;
 mod snapshots;
 mod vmms;
+mod volumes;
 mod wake;
 mod written;
 

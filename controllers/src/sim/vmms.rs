@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::guest::MountedVolumes;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
 use stead_schemas::names::{LinkName, Uid};
@@ -44,6 +45,10 @@ pub(super) struct Vmm {
     slept: SignedDuration,
     /// Disks of the VM, the root's first.
     pub(super) disks: Vec<Known>,
+    /// Number of a disk of a volume of which a part may be there.
+    pub(super) unsure_volume: Option<u32>,
+    /// The volumes of the guest, once it is configured.
+    pub(super) volumes: Option<MountedVolumes>,
     pub(super) incarnation: Option<String>,
     /// The hotplug memory of the guest, once it is configured.
     pub(super) memory: Option<GuestMemory>,
@@ -79,6 +84,7 @@ const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     replace_tap: true,
     resize_memory: true,
     io_limits: true,
+    live_volumes: true,
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
     vcpus_max: VCPUS_MAX,
@@ -186,6 +192,9 @@ impl Vmm {
             disk_limit: self.disk_rate.into(),
             returns_memory: !self.is_restored,
             has_unused_memory: self.has_unused_memory,
+            volumes: self.disks.iter().skip(1).map(|known| known.disk.clone()).collect(),
+            unsure_volume: self.unsure_volume,
+            has_live_volumes: true,
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
             is_out_of_memory: self.is_out_of_memory,
@@ -199,6 +208,8 @@ impl Vmm {
                 identity_sent: None,
                 memory: self.memory.clone(),
                 memory_asked: None,
+                volumes: self.volumes.clone(),
+                volumes_asked: None,
                 is_unresponsive: false,
             },
         }
@@ -293,6 +304,8 @@ impl Vmms for World {
                     paused_at: None,
                     slept: SignedDuration::ZERO,
                     disks,
+                    unsure_volume: None,
+                    volumes: None,
                     incarnation: None,
                     memory: None,
                     has_unused_memory: false,
@@ -346,6 +359,9 @@ impl Vmms for World {
     }
 
     async fn change(&self, owner: &Uid, change: &MachineChange) -> Result<(), HostError> {
+        if let MachineChange::AddVolume(disk) = change {
+            return self.add_volume(owner, disk).await;
+        }
         self.verb("change the VM of", owner.as_str(), |state| {
             let missing = || HostError::new(HostErrorKind::Missing, "change the VM of", owner.as_str());
             if matches!(change, MachineChange::Tap(tap) if !state.links.contains_key(tap)) {
@@ -356,6 +372,8 @@ impl Vmms for World {
                 MachineChange::Tap(_) => vmm.is_network_cut = false,
                 MachineChange::DiskRate(rate) => vmm.disk_rate = *rate,
                 MachineChange::UnusedMemory => vmm.has_unused_memory = false,
+                MachineChange::AddVolume(_) => {}
+                MachineChange::RemoveVolume(number) => vmm.remove_volume(*number),
             }
             Ok(())
         })

@@ -205,6 +205,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
             run: RunNo(1),
             launch: LaunchId(1),
             compression_state: CompressionState::Plain,
+            volumes: Vec::new(),
         };
         Observed { memory: Some(Memory::Saved(saved)), ..observed }
     };
@@ -267,6 +268,7 @@ fn a_tap_is_watched_in_standby_released_before_the_vm_comes_and_its_packets_are_
             run: RunNo(1),
             launch: LaunchId(1),
             compression_state: CompressionState::Plain,
+            volumes: Vec::new(),
         };
         Observed { memory: Some(Memory::Saved(memory)), ..with(None, vec![], 0) }
     };

@@ -24,6 +24,8 @@
 //!
 //! Health: Ready --BeginProbe--> probed --EndProbe--> Ready, before anything is done to its VM.
 //!
+//! Volumes: Ready --AddVolume, MountVolumes--> Ready with it; --MountVolumes, RemoveVolume, ForgetVolumes--> without.
+//!
 //! Changes that a running program cannot see wait for the moment in which the instance has no VM: nothing
 //! --ApplyChanges--> nothing, with the changed spec.
 //!
@@ -41,6 +43,7 @@ mod failed_forks;
 mod guest_config;
 mod health;
 mod idle;
+mod live_volumes;
 mod log;
 mod memory;
 mod observe;
@@ -68,7 +71,7 @@ use stead_schemas::quantity::{Bytes, Rate};
 
 use crate::host::{
     AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Limits, MachineChange,
-    Memories, NetworkCard, ProbePlan, Probes, VmmLimits, Vmms, WakeListeners,
+    Memories, NetworkCard, ProbePlan, Probes, VmmLimits, Vmms, VolumeDisk, WakeListeners,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
@@ -107,6 +110,14 @@ pub enum Action {
     ResizeMemory(Uid, Bytes),
     /// Takes back the memory that the guest does not use.
     TakeMemory(Uid),
+    /// Puts the disk of a volume into the VM.
+    AddVolume(Uid, VolumeDisk),
+    /// Takes the disk of this number out of the VM.
+    RemoveVolume(Uid, u32),
+    /// Asks the guest to have exactly these volumes mounted.
+    MountVolumes(Uid, Vec<guest::VolumeMount>),
+    /// Removes the mounts of these volumes from the spec: they were to leave, and the VM has none of their disks.
+    ForgetVolumes(Uid, Vec<Uid>),
     /// Sets the limits of the VMM.
     Limit(Uid, VmmLimits),
     Shutdown(Uid),
@@ -187,6 +198,18 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             }
             Action::ResizeMemory(uid, hotplugged) => self.host.guests().resize_memory(uid, *hotplugged).await,
             Action::TakeMemory(uid) => self.host.vmms().change(uid, &MachineChange::UnusedMemory).await,
+            Action::AddVolume(uid, volume) => {
+                self.host.vmms().change(uid, &MachineChange::AddVolume(volume.clone())).await
+            }
+            Action::RemoveVolume(uid, number) => {
+                self.host.vmms().change(uid, &MachineChange::RemoveVolume(*number)).await
+            }
+            Action::MountVolumes(uid, volumes) => self.host.guests().mount_volumes(uid, volumes).await,
+            Action::ForgetVolumes(uid, volumes) => {
+                let volumes = volumes.clone();
+                let forget = move |tx: &mut Tx<'_>, uid: &Uid| admission::forget_volumes(tx, uid, &volumes);
+                self.request_change("forget volumes of", uid, forget).await
+            }
             Action::Limit(uid, limits) => self.host.limits().set(uid, *limits).await,
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,

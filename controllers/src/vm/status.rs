@@ -12,7 +12,7 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
-use super::{Observed, confinement, health, idle, memory, pending, restarts, room, vmm_limits};
+use super::{Observed, confinement, health, idle, live_volumes, memory, pending, restarts, room, vmm_limits};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
@@ -67,6 +67,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     confinement::report(&mut status, object, seen, end.now);
     pending::report(&mut status, object, end.now);
     memory::record(&mut status, object, seen, end.now);
+    live_volumes::record(&mut status, object, seen, end.now);
     status
 }
 

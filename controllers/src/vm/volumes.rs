@@ -7,7 +7,7 @@ use stead_schemas::instance::{Instance, InstanceSpec};
 use stead_schemas::meta::Object;
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::Snapshot;
-use stead_schemas::volume::{Access, Volume, VolumeMount};
+use stead_schemas::volume::{Access, Volume, VolumeMount, numbered};
 
 use crate::host::VolumeDisk;
 use crate::store::Store;
@@ -15,22 +15,23 @@ use crate::store::Store;
 /// The volume disks, as far as they exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumesSeen {
-    /// The disks of each mount: first the volume's disk, then the disk for the writes over it.
+    /// The disks of all mounts that can be used, by their numbers.
     pub disks: Vec<VolumeDisk>,
-    /// The reason why a VM cannot use the disks yet.
+    /// The reason why a VM cannot use the others yet.
     pub trouble: Option<String>,
 }
 
 pub(super) fn seen(store: &Store, object: &Object<Instance>) -> VolumesSeen {
     let mut seen = VolumesSeen::default();
-    for mount in &object.spec.volumes {
-        match disks_of(store, object, mount) {
+    for (first, mount) in numbered(&object.spec.volumes) {
+        match disks_of(store, object, mount, first) {
             Ok(disks) => seen.disks.extend(disks),
             Err(why) => {
                 seen.trouble.get_or_insert(format!("volume {}: {why}", mount.volume));
             }
         }
     }
+    seen.disks.sort_by_key(|disk| disk.number);
     seen
 }
 
@@ -38,6 +39,7 @@ fn disks_of(
     store: &Store,
     object: &Object<Instance>,
     mount: &VolumeMount,
+    number: u32,
 ) -> Result<Vec<VolumeDisk>, String> {
     let volume = store.get::<Volume>(&mount.volume).ok_or("it is gone")?;
     check_left(store, object, mount)?;
@@ -45,11 +47,12 @@ fn disks_of(
         return Err("its disk is being made".to_owned());
     }
     check_ready(&volume.status.conditions)?;
-    let disk = VolumeDisk { disk: volume.spec.disk.clone(), is_read_only: !mount.access.is_writing() };
+    let is_read_only = !mount.access.is_writing();
+    let disk = VolumeDisk { disk: volume.spec.disk.clone(), is_read_only, number };
     let Access::Overlay { disk: upper, .. } = &mount.access else { return Ok(vec![disk]) };
     let object = store.get::<Disk>(upper).ok_or("the disk over it is gone")?;
     check_ready(&object.status.conditions)?;
-    Ok(vec![disk, VolumeDisk { disk: upper.clone(), is_read_only: false }])
+    Ok(vec![disk, VolumeDisk { disk: upper.clone(), is_read_only: false, number: number + 1 }])
 }
 
 fn check_ready(conditions: &[Condition]) -> Result<(), String> {
@@ -84,17 +87,16 @@ fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> 
     }
 }
 
-/// Returns the mounts for the guest's PID 1, outer paths first, so that no mount hides another.
+/// Returns the mounts that the guest should have, outer paths first, so that no mount hides another.
 pub(super) fn guest_mounts(spec: &InstanceSpec) -> Vec<guest::VolumeMount> {
-    let mut names = (0..).map(guest::volume_disk);
-    let mut next = || names.next().unwrap_or_default();
-    let of = |mount: &VolumeMount| guest::VolumeMount {
+    let staying = numbered(&spec.volumes).filter(|(_, mount)| !mount.is_leaving);
+    let of = |(first, mount): (u32, &VolumeMount)| guest::VolumeMount {
         path: mount.path.clone(),
-        disk: next(),
+        disk: guest::volume_disk(first),
         is_read_only: !mount.access.is_writing(),
-        upper: matches!(mount.access, Access::Overlay { .. }).then(&mut next),
+        upper: matches!(mount.access, Access::Overlay { .. }).then(|| guest::volume_disk(first + 1)),
     };
-    let mut mounts: Vec<_> = spec.volumes.iter().map(of).collect();
+    let mut mounts: Vec<_> = staying.map(of).collect();
     mounts.sort_by(|one, other| one.path.cmp(&other.path));
     mounts
 }
@@ -117,7 +119,13 @@ mod tests {
     use crate::vm::plan::plan;
 
     fn mount(letter: char, path: &str, access: Access) -> VolumeMount {
-        VolumeMount { volume: uid(letter), path: path.to_owned(), access }
+        VolumeMount {
+            volume: uid(letter),
+            path: path.to_owned(),
+            access,
+            first_disk: None,
+            is_leaving: false,
+        }
     }
 
     fn uid(letter: char) -> Uid {
@@ -153,8 +161,10 @@ mod tests {
         let mut seen = seen(None);
         seen.parts.volumes.trouble = Some("volume v: its disk is being made".to_owned());
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Wait WaitingForDisk");
-        seen.parts.volumes =
-            VolumesSeen { disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true }], trouble: None };
+        seen.parts.volumes = VolumesSeen {
+            disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true, number: 0 }],
+            trouble: None,
+        };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Launch");
     }
 

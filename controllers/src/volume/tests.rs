@@ -36,7 +36,13 @@ async fn with_volume() -> (Store, Uid) {
 
 fn mount_in(tx: &mut Tx<'_>, instance: &str, volume: &Uid, access: Access) -> Uid {
     let mut spec = crate::vm::example(Power::Running, 1, 0).spec;
-    spec.volumes = vec![VolumeMount { volume: volume.clone(), path: "/data".to_owned(), access }];
+    spec.volumes = vec![VolumeMount {
+        volume: volume.clone(),
+        path: "/data".to_owned(),
+        access,
+        first_disk: None,
+        is_leaving: false,
+    }];
     let new = New { uid: None, name: name(instance), tags: Tags::new(), owner: None, spec };
     tx.create::<Instance>(new).expect("created").meta.uid.clone()
 }

@@ -41,11 +41,10 @@ pub const OVERLAY_DISK: &str = "stead.overlay";
 /// line that announces it. The name is that of its first contents, and stays because of memories that were
 /// saved then.
 pub const KERNEL_FILES_DISK: &str = "stead.headers";
-/// Returns the serial number of a volume's disk, by its index among the volumes; virtio has room for 20
-/// bytes.
+/// Returns the serial number of a volume's disk, by the number of the disk; virtio has room for 20 bytes.
 #[must_use]
-pub fn volume_disk(index: usize) -> String {
-    format!("stead.volume.{index}")
+pub fn volume_disk(number: u32) -> String {
+    format!("stead.volume.{number}")
 }
 
 /// Largest offset of a guest's clock that is left alone: a step disturbs programs more than such an offset

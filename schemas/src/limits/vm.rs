@@ -99,6 +99,8 @@ pub const IGNORES_MAX: usize = 256;
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Time of a guest with the image's own init between the request to stop and the power-off.
 pub const SYSTEM_SHUTDOWN_GRACE: Duration = Duration::from_secs(60);
+/// Time for which a program may keep a volume in use that is to be detached.
+pub const VOLUME_RELEASE_WAIT: Duration = Duration::from_secs(10);
 /// Time after which a VMM that lives without answering is ended; a busy host answers sooner.
 pub const UNREACHABLE_GRACE: Duration = Duration::from_secs(30);
 /// Delay of the start after the second death in a row; it doubles with each further death.

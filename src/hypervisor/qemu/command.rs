@@ -8,14 +8,15 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use stead_controllers::host::NetworkCard;
-use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
+use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_DISK};
 use stead_schemas::quantity::{Bytes, Rate};
 
-use super::machine_type::QemuMachine;
-use super::throttle::{self, THROTTLE};
+use super::disk::{CONTROLLER, Disk, as_word};
+use super::machine_type::{QemuMachine, has_controller};
+use super::throttle;
 use crate::host::tap::VHOST_NET;
 use crate::hypervisor::Accelerator;
-use crate::hypervisor::driver::{Content, FIRST_DESCRIPTOR, Handed, Needs, Start, VmmCommand};
+use crate::hypervisor::driver::{Content, FIRST_DESCRIPTOR, Handed, Needs, Start, VmmCommand, VolumeFile};
 use crate::hypervisor::record::{Mapping, VmPaths};
 
 /// The guest kernel's command line: console on the serial port, no retries of a failed boot, plain device
@@ -101,23 +102,38 @@ impl Line {
         self.add(&["-chardev", &format!("socket,id={id},fd={descriptor},server=on,wait=off")]);
     }
 
-    fn add_disk(&mut self, machine: QemuMachine, disk: &Disk<'_>) {
-        let Disk { name, serial, path, is_read_only, is_limited } = *disk;
-        let file = self.hand_as_file(Handed::Disk { path: path.to_owned(), is_read_only }, path);
-        let options = format!("read-only={},discard=unmap", if is_read_only { "on" } else { "off" });
-        // A file that is only read may be open in other VMMs, any of which could lock it against this one.
-        let locking = if is_read_only { ",locking=off" } else { "" };
-        let backend = format!("driver=file,node-name={name}-file,filename={file},{options}{locking}");
-        self.add(&["-blockdev", &backend]);
-        self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
-        let drive = if is_limited { format!("{name}-limited") } else { name.to_owned() };
-        if is_limited {
-            // A filter drops discards, and refuses a device that only reads, unless its own node has these options.
-            let group = format!("throttle-group={THROTTLE},file={name}");
-            self.add(&["-blockdev", &format!("driver=throttle,node-name={drive},{group},{options}")]);
+    /// Adds the nodes of a disk, whose file has this description.
+    fn add_nodes(&mut self, disk: &Disk<'_>, description: &Path) {
+        let handed = Handed::Disk { path: disk.path.to_owned(), is_read_only: disk.is_read_only };
+        let file = self.hand_as_file(handed, description);
+        for node in disk.nodes(&file) {
+            self.add(&["-blockdev", &as_word(&node)]);
         }
-        let thread = if self.has_disk_thread { format!(",iothread={DISK_THREAD}") } else { String::new() };
-        self.add(&["-device", &format!("{},drive={drive},serial={serial}{thread}", machine.device("blk"))]);
+    }
+
+    /// Adds a disk that stays as long as the VM.
+    fn add_disk(&mut self, machine: QemuMachine, disk: &Disk<'_>) {
+        self.add_nodes(disk, disk.path);
+        let (device, drive, serial) = (machine.device("blk"), disk.drive(), &disk.serial);
+        let thread = self.disk_thread();
+        self.add(&["-device", &format!("{device},drive={drive},serial={serial}{thread}")]);
+    }
+
+    /// Adds the volumes, and the controller by which others come while the guest runs.
+    fn add_volumes(&mut self, machine: QemuMachine, volumes: &[VolumeFile]) {
+        let (device, thread) = (machine.device("scsi"), self.disk_thread());
+        self.add(&["-device", &format!("{device},id={CONTROLLER},num_queues=1{thread}")]);
+        for volume in volumes {
+            let disk = Disk::volume(volume);
+            // The file is found again by this description when the volume is taken out.
+            self.add_nodes(&disk, Path::new(&disk.name));
+            self.add(&["-device", &as_word(&disk.removable(volume.number))]);
+        }
+    }
+
+    /// Returns the option that gives a device the thread of the disks.
+    fn disk_thread(&self) -> String {
+        if self.has_disk_thread { format!(",iothread={DISK_THREAD}") } else { String::new() }
     }
 
     /// Adds a thread that serves the disks, beside the main loop. Otherwise the processors of the guest do that work
@@ -217,8 +233,8 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     }
     line.add_disk_limit(plan.disk_rate);
     // The guest finds its disks by their serial numbers: their order depends on the machine type.
-    line.add_disk(machine, &Disk::unlimited("root", ROOT_DISK, start.rootfs));
-    line.add_disk(machine, &Disk::limited("overlay", OVERLAY_DISK, start.overlay, false));
+    line.add_disk(machine, &Disk::shared("root", ROOT_DISK, start.rootfs));
+    line.add_disk(machine, &Disk::overlay(OVERLAY_DISK, start.overlay));
     if let Some(card) = &plan.network {
         // An emulated processor is slower than the process that emulates it: nothing is gained there.
         let has_vhost_net = start.has_vhost_net && accelerator == Accelerator::Kvm;
@@ -226,11 +242,14 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     }
     // After the devices that every VM has, so that they move no device of a memory saved without them.
     if let Some(files) = start.kernel_files {
-        line.add_disk(machine, &Disk::unlimited("headers", KERNEL_FILES_DISK, files));
+        line.add_disk(machine, &Disk::shared("headers", KERNEL_FILES_DISK, files));
     }
-    for (index, (path, is_read_only)) in start.volumes.iter().enumerate() {
-        let (name, serial) = (format!("volume{index}"), volume_disk(index));
-        line.add_disk(machine, &Disk::limited(&name, &serial, path, *is_read_only));
+    if has_controller(start.device_set) {
+        line.add_volumes(machine, start.volumes);
+    } else {
+        for volume in start.volumes {
+            line.add_disk(machine, &Disk::volume(volume));
+        }
     }
     line
 }
@@ -275,27 +294,6 @@ fn add_machine(line: &mut Line, start: &Start<'_>, machine: QemuMachine, acceler
 /// a disk in two threads at once, which breaks the disk or ends the VMM, and devices without PCI refuse it.
 fn has_disk_thread(accelerator: Accelerator) -> bool {
     accelerator == Accelerator::Kvm
-}
-
-struct Disk<'a> {
-    name: &'a str,
-    serial: &'a str,
-    path: &'a Path,
-    is_read_only: bool,
-    /// True if its bytes count for the limit of the disks.
-    is_limited: bool,
-}
-
-impl<'a> Disk<'a> {
-    /// Describes a disk of the instance.
-    fn limited(name: &'a str, serial: &'a str, path: &'a Path, is_read_only: bool) -> Self {
-        Self { name, serial, path, is_read_only, is_limited: true }
-    }
-
-    /// Describes a disk of files that instances share, which is only read.
-    fn unlimited(name: &'a str, serial: &'a str, path: &'a Path) -> Self {
-        Self { name, serial, path, is_read_only: true, is_limited: false }
-    }
 }
 
 fn kernel_line(

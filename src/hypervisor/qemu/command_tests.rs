@@ -13,7 +13,9 @@ use super::machine_type::{DEVICE_SET, QemuMachine};
 use crate::host::kernel::Kernel;
 use crate::host::tap::VHOST_NET;
 use crate::hypervisor::Accelerator;
-use crate::hypervisor::driver::{Content, FIRST_DESCRIPTOR, Handed, MachineType, Ram, Start, VmmCommand};
+use crate::hypervisor::driver::{
+    Content, FIRST_DESCRIPTOR, Handed, MachineType, Ram, Start, VmmCommand, VolumeFile,
+};
 use crate::hypervisor::record::{Mapping, VmPaths};
 
 fn machine_type(machine: QemuMachine) -> MachineType {
@@ -73,7 +75,10 @@ fn command_with(
         initrd: Path::new("/i"),
         rootfs: Path::new("/a,b"),
         overlay: Path::new("/o"),
-        volumes: &[("/v".into(), false), ("/w".into(), true)],
+        volumes: &[
+            VolumeFile { path: "/v".into(), is_read_only: false, number: 0 },
+            VolumeFile { path: "/w".into(), is_read_only: true, number: 1 },
+        ],
         kernel_files: Some(Path::new("/h")),
         queues,
         has_vhost_net: true,
@@ -98,7 +103,7 @@ fn each_machine_type_has_the_devices_of_its_bus_and_the_same_ones() {
         let devices = values(&line, "-device");
         let virtio: Vec<&str> =
             devices.iter().filter(|one| one.starts_with("virtio-")).map(|one| first(one)).collect();
-        let expected = ["serial", "rng", "blk", "blk", "net", "blk", "blk", "blk"]
+        let expected = ["serial", "rng", "blk", "blk", "net", "blk", "scsi"]
             .map(|kind| format!("virtio-{kind}{ending}"));
         assert_eq!(virtio, expected);
         for serial in &serials {
@@ -218,9 +223,10 @@ fn only_the_disks_of_a_guest_that_is_not_emulated_have_a_thread() {
     for machine in QemuMachine::ALL {
         for (accelerator, has_thread) in [(Accelerator::Tcg, false), (Accelerator::Kvm, true)] {
             let line = line(machine, Content::Fresh, accelerator);
-            let disks: Vec<&str> =
-                values(&line, "-device").into_iter().filter(|one| first(one).contains("-blk-")).collect();
-            assert_eq!(disks.len(), 5);
+            let is_disk = |one: &&str| first(one).contains("-blk-") || first(one).contains("-scsi-");
+            let disks: Vec<&str> = values(&line, "-device").into_iter().filter(is_disk).collect();
+            // The volumes are at one controller.
+            assert_eq!(disks.len(), 4);
             for disk in disks {
                 assert_eq!(disk.ends_with(",iothread=disks"), has_thread, "{accelerator:?}: {disk}");
             }
@@ -231,8 +237,22 @@ fn only_the_disks_of_a_guest_that_is_not_emulated_have_a_thread() {
 
 #[test]
 fn a_memory_gets_the_devices_that_it_was_saved_with() {
-    for (device_set, has_controllers) in [(DeviceSet(0), true), (DEVICE_SET, false)] {
+    for (device_set, has_controllers, has_live_volumes) in
+        [(DeviceSet(0), true, false), (DeviceSet(1), false, false), (DEVICE_SET, false, true)]
+    {
         let words = command_with(QemuMachine::Q35, Content::Saved, Accelerator::Tcg, device_set, 1).arguments;
+        for (number, access) in [(0, "off"), (1, "on")] {
+            let serial = format!("serial=stead.volume.{number}");
+            let device = values(&words, "-device").into_iter().find(|one| one.contains(&serial));
+            let device = device.expect("each volume has a device");
+            assert_eq!(device.starts_with("driver=scsi-hd,"), has_live_volumes, "{device}");
+            assert_eq!(device.contains(&format!("lun={number}")), has_live_volumes, "{device}");
+            assert!(device.contains(&format!("drive=volume{number}-limited")), "{device}");
+            let node = format!(
+                "node-name=volume{number}-limited,throttle-group=io,file=volume{number},read-only={access}"
+            );
+            assert!(values(&words, "-blockdev").iter().any(|one| one.contains(&node)), "{words:?}");
+        }
         let options = values(&words, "-machine")[0];
         for option in ["sata=off", "smbus=off", "i8042=off"] {
             assert_eq!(!options.split(',').any(|one| one == option), has_controllers, "{options}");

@@ -23,8 +23,14 @@ use crate::hypervisor::driver::MachineType;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The set of devices of VMs that boot. In the first set a PC has controllers of disks, a bus of sensors and a
-/// keyboard, which no guest needs and every firmware and kernel probes.
-pub(super) const DEVICE_SET: DeviceSet = DeviceSet(1);
+/// keyboard, which no guest needs and every firmware and kernel probes. In the first two, volumes are devices that stay as
+/// long as the VM.
+pub(super) const DEVICE_SET: DeviceSet = DeviceSet(2);
+
+/// Returns whether volumes are at a controller, so that they can come and go.
+pub(super) fn has_controller(device_set: DeviceSet) -> bool {
+    device_set >= DeviceSet(2)
+}
 
 /// Memory that a large PC has below 4 GiB, in bytes, and the address of the rest.
 const LOW_MEMORY: u64 = 2 << 30;
@@ -37,6 +43,7 @@ const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     replace_tap: true,
     resize_memory: false,
     io_limits: true,
+    live_volumes: true,
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
     vcpus_max: VCPUS_MAX,

@@ -6,6 +6,7 @@
 mod command;
 #[cfg(test)]
 mod command_tests;
+mod disk;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod machine_type;
@@ -14,6 +15,7 @@ mod monitor;
 mod monitor_tests;
 mod session;
 mod throttle;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 
@@ -85,6 +87,10 @@ impl Driver for Qemu {
 
     fn device_set(&self) -> DeviceSet {
         machine_type::DEVICE_SET
+    }
+
+    fn has_live_volumes(&self, device_set: DeviceSet) -> bool {
+        machine_type::has_controller(device_set)
     }
 
     fn ram_access(&self) -> RamAccess {

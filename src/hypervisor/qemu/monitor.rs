@@ -207,6 +207,13 @@ impl Monitor {
         done.and(removed.map(drop))
     }
 
+    /// Passes a file that QEMU keeps, with its description. Returns the name by which commands refer to it.
+    pub(super) async fn pass_file(&self, file: &File, description: String) -> Result<String, String> {
+        self.pass(file)?;
+        let added = self.execute(qmp::add_fd { fdset_id: None, opaque: Some(description) }).await?;
+        Ok(format!("/dev/fdset/{}", added.fdset_id))
+    }
+
     pub(super) async fn resume(&self) -> Result<(), String> {
         self.execute(qmp::cont {}).await?;
         if self.has_files.swap(false, Ordering::AcqRel) {
@@ -277,7 +284,7 @@ impl Monitor {
         }
     }
 
-    async fn execute<T: QmpCommand>(&self, command: T) -> Result<T::Ok, String> {
+    pub(super) async fn execute<T: QmpCommand>(&self, command: T) -> Result<T::Ok, String> {
         self.execute_within(DEADLINE, command).await
     }
 

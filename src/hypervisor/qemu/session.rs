@@ -12,7 +12,7 @@ use super::monitor::{Monitor, STATE_DEADLINE};
 use stead_schemas::quantity::Rate;
 
 use crate::host::tap::Frames;
-use crate::hypervisor::driver::{Answer, Notify, RunState, SaveFiles, Saved, Session};
+use crate::hypervisor::driver::{Answer, Notify, RunState, SaveFiles, Saved, Session, VolumeFile};
 use crate::hypervisor::record::VmPaths;
 
 /// The monitor of one process. QEMU opens no file itself: it gets descriptors on the monitor's connection.
@@ -43,6 +43,14 @@ impl QemuSession {
     async fn save_state(&self, path: &Path) -> Result<(), String> {
         let file = opened(path, |path| File::create(path)).await?;
         self.monitor.save_state(&file).await
+    }
+
+    async fn open_and_add(&self, volume: &VolumeFile) -> Result<(), String> {
+        let file = match volume.is_read_only {
+            true => opened(&volume.path, |path| File::open(path)).await?,
+            false => opened(&volume.path, |path| File::options().read(true).write(true).open(path)).await?,
+        };
+        self.monitor.add_volume(volume, &file).await
     }
 
     async fn continue_console(&self, path: &Path) -> Result<(), String> {
@@ -105,6 +113,14 @@ impl Session for QemuSession {
 
     fn limit_disks(&self, rate: Option<Rate>) -> Answer<'_, ()> {
         Box::pin(self.monitor.limit_disks(rate))
+    }
+
+    fn add_volume<'a>(&'a self, volume: &'a VolumeFile) -> Answer<'a, ()> {
+        Box::pin(self.open_and_add(volume))
+    }
+
+    fn remove_volume(&self, number: u32) -> Answer<'_, ()> {
+        Box::pin(self.monitor.remove_volume(number))
     }
 
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {

@@ -9,6 +9,7 @@ mod create;
 mod delete;
 mod fork;
 mod from_snapshot;
+mod live_volumes;
 mod pool;
 mod power;
 mod reclaim;
@@ -29,12 +30,12 @@ pub use create::create;
 pub use delete::{delete, expire};
 pub use fork::{ForkRequest, Forked, fork, fork_snapshot};
 pub use from_snapshot::Target;
+pub use live_volumes::{attach, detach, forget_volumes, keep_volume};
 pub use pool::scale;
 pub use power::{restore, standby, start, stop};
 pub use reclaim::{Share, plan_reclaim, reclaim};
 pub use restore::restore_snapshot;
 pub use update::{Updated, apply_changes, update};
-pub use volumes::{attach, detach};
 
 use capabilities::Declared;
 

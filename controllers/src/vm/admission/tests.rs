@@ -207,7 +207,13 @@ async fn a_restore_in_place_changes_disk_run_and_hypervisor_at_once_and_a_refuse
 #[test]
 fn as_many_devices_fit_as_the_hypervisor_declares_and_not_one_more() {
     let uid: Uid = "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid");
-    let mount = |access| VolumeMount { volume: uid.clone(), path: "/data".to_owned(), access };
+    let mount = |access| VolumeMount {
+        volume: uid.clone(),
+        path: "/data".to_owned(),
+        access,
+        first_disk: None,
+        is_leaving: false,
+    };
     let over = mount(Access::Overlay { disk: uid.clone(), size: Bytes(1) });
     for most in [3, 18] {
         let has = VmmCapabilities { volume_devices_max: most, ..ALL };

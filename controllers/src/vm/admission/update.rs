@@ -15,6 +15,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::numbers::Generation;
 use stead_schemas::policy::Expiry;
 
+use super::live_volumes::forget_leaving;
 use super::power::set_power;
 use super::{declared, live};
 use crate::nic::admission as nics;
@@ -140,6 +141,7 @@ pub fn apply_changes(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Resu
 }
 
 fn applied(tx: &mut Tx<'_>, object: &Object<Instance>) -> Result<Arc<Object<Instance>>, Refused> {
+    forget_leaving(tx, object)?;
     let changed = tx.update_spec::<Instance>(&object.meta.uid, None, InstanceSpec::apply_pending)?;
     if changed.spec.overlay > object.spec.overlay {
         tx.update_spec::<Disk>(&changed.spec.allocated.disk, None, |disk| disk.size = changed.spec.overlay)?;

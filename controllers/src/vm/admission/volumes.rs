@@ -8,17 +8,16 @@ use std::sync::Arc;
 
 use stead_schemas::api::{AccessRequest, MountRequest};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Instance, InstanceSpec, State};
+use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{CapturedDisk, Snapshot};
-use stead_schemas::volume::{Access, Volume, VolumeMount};
+use stead_schemas::volume::{Access, Volume, VolumeMount, free_disk, numbered};
 
-use super::{declared, live, owner};
+use super::owner;
 use crate::disk::admission::new_disk;
-use crate::node::admission::within_room;
-use crate::refused::{Refused, RefusedKind};
+use crate::refused::Refused;
 use crate::store::Tx;
 use crate::volume::admission::{self as volumes, check_free, mount_of};
 
@@ -33,7 +32,7 @@ pub(super) fn take(
 ) -> Result<Vec<VolumeMount>, Refused> {
     let mut mounts: Vec<VolumeMount> = Vec::new();
     for request in requests {
-        let mount = take_one(tx, instance, request)?;
+        let mount = take_one(tx, instance, request, &mounts)?;
         // A request may name the same volume by its id and by its name.
         if mount_of(&mounts, &mount.volume).is_some() {
             return Err(Refused::invalid(format!("volume {} is mounted twice", mount.volume)));
@@ -43,7 +42,13 @@ pub(super) fn take(
     Ok(mounts)
 }
 
-fn take_one(tx: &mut Tx<'_>, instance: &Uid, request: MountRequest) -> Result<VolumeMount, Refused> {
+/// Returns a mount beside others of the same instance.
+pub(super) fn take_one(
+    tx: &mut Tx<'_>,
+    instance: &Uid,
+    request: MountRequest,
+    others: &[VolumeMount],
+) -> Result<VolumeMount, Refused> {
     let MountRequest { volume, path, access } = request;
     let volume = volumes::find(tx, &volume)?;
     check_free(tx, &volume, instance, access == AccessRequest::ReadWrite)?;
@@ -52,7 +57,8 @@ fn take_one(tx: &mut Tx<'_>, instance: &Uid, request: MountRequest) -> Result<Vo
         AccessRequest::ReadOnly => Access::ReadOnly,
         AccessRequest::Overlay(size) => Access::Overlay { disk: overlay(tx, instance, size, None)?, size },
     };
-    Ok(VolumeMount { volume: volume.meta.uid.clone(), path, access })
+    let first_disk = Some(free_disk(others, access.disks()));
+    Ok(VolumeMount { volume: volume.meta.uid.clone(), path, access, first_disk, is_leaving: false })
 }
 
 /// Creates a disk for an instance's writes over a volume, as a copy of a snapshot's disk if `source` is
@@ -68,58 +74,6 @@ fn overlay(
     Ok(new_disk(tx, owner(instance), spec)?)
 }
 
-/// Mounts a volume in an instance that is down. The mount takes effect with its next start.
-///
-/// # Errors
-/// Returns `InvalidState` unless the instance is Stopped; `Invalid` if the volume or the path is in
-/// use there already, or if no device is left; `NoRoom`; and the errors of volumes.
-pub fn attach(tx: &mut Tx<'_>, uid: &Uid, request: MountRequest) -> Result<Arc<Object<Instance>>, Refused> {
-    let object = down(tx, uid, "attach a volume to")?;
-    let mounts = &object.spec.volumes;
-    let volume = volumes::find(tx, &request.volume)?.meta.uid.clone();
-    if mount_of(mounts, &volume).is_some() {
-        return Err(Refused::invalid("the volume is mounted in this instance already"));
-    }
-    if mounts.iter().any(|mount| mount.path == request.path) {
-        let message = format!("mount_path: {} is used already", request.path);
-        return Err(Refused::at(RefusedKind::Invalid, "mount_path", message));
-    }
-    let mount = within_room(tx, |tx| take_one(tx, uid, request))?;
-    declared(tx, object.spec.hypervisor)?.check_volumes(mounts.iter().chain([&mount]))?;
-    Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
-}
-
-/// Removes a volume from an instance that is down; writes over the volume are lost.
-///
-/// # Errors
-/// Returns `InvalidState` unless the instance is Stopped, and `NotFound` if the volume is not mounted there.
-pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Instance>>, Refused> {
-    let object = down(tx, uid, "detach a volume from")?;
-    let volume = volumes::find(tx, volume)?.meta.uid.clone();
-    let elsewhere =
-        || Refused::not_found(format!("volume {volume} is not mounted in instance {}", object.meta.name));
-    let mount = mount_of(&object.spec.volumes, &volume).ok_or_else(elsewhere)?;
-    discard_overlay(tx, mount)?;
-    let others = |spec: &mut InstanceSpec| spec.volumes.retain(|mount| mount.volume != volume);
-    Ok(tx.update_spec::<Instance>(uid, None, others)?)
-}
-
-fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> {
-    if let Access::Overlay { disk, .. } = &mount.access {
-        tx.request_deletion::<Disk>(disk)?;
-    }
-    Ok(())
-}
-
-/// Returns an instance that has no VM and gets none by itself.
-fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instance>>, Refused> {
-    let object = live(tx, uid)?;
-    match object.status.state {
-        State::Stopped if object.goal().run().is_none() => Ok(object),
-        state => Err(Refused::state(verb, state, "Stopped")),
-    }
-}
-
 /// Returns the mounts of an instance that begins with a snapshot.
 pub(super) fn fork(
     tx: &mut Tx<'_>,
@@ -127,6 +81,7 @@ pub(super) fn fork(
     instance: &Uid,
 ) -> Result<Vec<VolumeMount>, Refused> {
     let mut mounts = snapshot.spec.instance.volumes.clone();
+    number(&mut mounts);
     for mount in &mut mounts {
         match (&mut mount.access, of_snapshot(snapshot, &mount.volume)) {
             (Access::ReadOnly, _) => {}
@@ -166,6 +121,7 @@ pub(super) fn restore(
 ) -> Result<Vec<VolumeMount>, Refused> {
     let (instance, taken_of) = (&object.meta.uid, &snapshot.meta.uid);
     let mut mounts = snapshot.spec.instance.volumes.clone();
+    number(&mut mounts);
     for mount in &mut mounts {
         let volume = tx.get::<Volume>(&mount.volume).filter(|volume| !volume.meta.is_deleting());
         let gone = || {
@@ -190,6 +146,22 @@ pub(super) fn restore(
         discard_overlay(tx, mount)?;
     }
     Ok(mounts)
+}
+
+/// Gives the mounts of an earlier version the numbers that their disks have.
+pub(super) fn number(mounts: &mut [VolumeMount]) {
+    let firsts: Vec<u32> = numbered(mounts).map(|(first, _)| first).collect();
+    for (mount, first) in mounts.iter_mut().zip(firsts) {
+        mount.first_disk = Some(first);
+    }
+}
+
+/// Requests the deletion of the disk for the writes over a volume.
+pub(super) fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> {
+    if let Access::Overlay { disk, .. } = &mount.access {
+        tx.request_deletion::<Disk>(disk)?;
+    }
+    Ok(())
 }
 
 fn of_snapshot<'a>(snapshot: &'a Object<Snapshot>, volume: &Uid) -> Option<&'a CapturedDisk> {

@@ -8,11 +8,11 @@ use stead_schemas::meta::Object;
 use stead_schemas::numbers::RunNo;
 use stead_schemas::policy::RestartReason;
 
-use crate::host::LaunchPlan;
+use crate::host::{LaunchPlan, SavedMemory, VolumeDisk};
 use crate::runtime::{Moment, Plan, Refusal};
 use crate::vm::program::argv;
 use crate::vm::steps::{act, record, wait, wait_for_disk};
-use crate::vm::{Action, Observed, restarts, vmm_limits};
+use crate::vm::{Action, Observed, VolumesSeen, restarts, vmm_limits};
 
 /// Launches or restores the VM once everything that it needs exists.
 pub(super) fn plan_launch(
@@ -79,10 +79,18 @@ pub(super) fn plan_launch(
         cid: object.spec.allocated.cid,
         network: parts.nic.as_ref().map(|nic| nic.card.clone()),
         wants_headers: !object.spec.skip_kernel_headers,
-        volumes: parts.volumes.disks.clone(),
+        volumes: match saved {
+            Some(saved) => saved_volumes(&parts.volumes, saved),
+            None => parts.volumes.disks.clone(),
+        },
         limits: vmm_limits::desired(&object.spec, parts.accelerator),
     });
     act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
+}
+
+/// Returns the disks that a VM had when its memory was saved. Those that come and go do so when it runs again.
+fn saved_volumes(volumes: &VolumesSeen, saved: &SavedMemory) -> Vec<VolumeDisk> {
+    volumes.disks.iter().filter(|disk| saved.volumes.contains(&disk.number)).cloned().collect()
 }
 
 fn wait_for_relaunch(object: &Object<Instance>, until: Timestamp) -> Plan<Action> {

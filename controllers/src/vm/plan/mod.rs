@@ -19,7 +19,7 @@ use crate::vm::facts::{
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
 use crate::vm::steps::{act, record, refuse, regrant, wait, wake};
-use crate::vm::{Action, Observed, failed_forks, health, idle, memory, vmm_limits, wake};
+use crate::vm::{Action, Observed, failed_forks, health, idle, live_volumes, memory, vmm_limits, wake};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -59,10 +59,13 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     let desired = Desired::Present(object);
     match (Situation::of(&desired, seen), goal(&desired)) {
         (Situation::Wanted(machine), _) => match plan_up(object, machine, seen, now) {
-            Plan::Converged => match memory::plan(object, machine, now) {
-                Some(step) => act(step),
-                None => vmm_limits::plan(object, machine, seen),
-            },
+            Plan::Converged => {
+                let live = live_volumes::plan(object, machine, seen);
+                match live.or_else(|| memory::plan(object, machine, now)) {
+                    Some(step) => act(step),
+                    None => vmm_limits::plan(object, machine, seen),
+                }
+            }
             planned => planned,
         },
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
@@ -89,12 +92,19 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
 
 /// True if changes wait for a start that boots: a memory that is still to come has the machine of its save.
 fn has_changes(object: &Object<Instance>) -> bool {
-    !object.spec.pending.is_empty() && object.awaits_memory().is_none()
+    let is_changed =
+        !object.spec.pending.is_empty() || object.spec.volumes.iter().any(|mount| mount.is_leaving);
+    is_changed && object.awaits_memory().is_none()
 }
 
 /// Brings a VM of the wanted run to a running program, or records its end.
 fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
+    if matches!(machine.vmm, VmmState::Running | VmmState::Paused)
+        && let Some(step) = live_volumes::plan_unsure(machine)
+    {
+        return act(step);
+    }
     match &machine.vmm {
         // The daemon crashed between spawn and start: nothing ran yet, so a new VMM loses nothing.
         VmmState::Created => act(Action::Kill(uid())),

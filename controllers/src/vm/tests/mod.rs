@@ -3,6 +3,7 @@
 mod clocks;
 mod cuts;
 mod ends;
+mod live_volumes;
 mod model;
 mod pending;
 mod room;
@@ -115,6 +116,8 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         identity_sent: None,
         memory: None,
         memory_asked: None,
+        volumes: None,
+        volumes_asked: None,
         is_unresponsive: false,
     };
     Machine {
@@ -130,6 +133,9 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         disk_limit: DiskLimit::Unlimited,
         returns_memory: true,
         has_unused_memory: false,
+        volumes: Vec::new(),
+        unsure_volume: None,
+        has_live_volumes: true,
         missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,
         is_out_of_memory: false,
@@ -264,6 +270,7 @@ fn every_step_to_standby_and_back_has_its_next_one() {
             run: RunNo(1),
             launch: LaunchId(1),
             compression_state: CompressionState::Plain,
+            volumes: Vec::new(),
         }))
     };
     let incomplete = || Some(Memory::Incomplete);

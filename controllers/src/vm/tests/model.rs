@@ -122,7 +122,7 @@ prop_compose! {
     ) -> Machine {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
-        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, identity_error: None, identity_sent: None, memory: None, memory_asked: None, is_unresponsive: false };
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, identity_error: None, identity_sent: None, memory: None, memory_asked: None, volumes: None, volumes_asked: None, is_unresponsive: false };
         Machine { run: RunNo(run), guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }

@@ -22,6 +22,7 @@ fn changes_are_carried_out_when_no_vm_and_no_memory_could_contradict_them() {
             launch: LaunchId(1),
             standby: StandbyNo(0),
             compression_state: CompressionState::Plain,
+            volumes: Vec::new(),
         }))
     };
     let up = |vmm| Some(machine(vmm, GuestPhase::Ready));

@@ -10,6 +10,7 @@ fn saved() -> Option<Memory> {
         launch: LaunchId(1),
         standby: StandbyNo(0),
         compression_state: CompressionState::Plain,
+        volumes: Vec::new(),
     }))
 }
 

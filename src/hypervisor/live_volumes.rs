@@ -1,0 +1,102 @@
+//! Volumes that come and go while a VM runs.
+//!
+//! Guarantees: the record of a VM's volumes says which disk is being put in or taken out before the VMM is asked, and what
+//! is there afterwards. After a crash in between, the disk is taken out first.
+
+use std::fs;
+use std::io;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde::{Deserialize, Serialize};
+use stead_controllers::host::{HostError, HostErrorKind, VolumeDisk};
+use stead_schemas::names::Uid;
+
+use super::hypervisors::Hypervisors;
+use super::process::{file_size_max, largest_file};
+use super::record::{Record, VmPaths};
+use crate::host::files;
+
+/// The disks of volumes that are in a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LiveVolumes {
+    /// The disks, by their numbers.
+    pub(super) volumes: Vec<VolumeDisk>,
+    /// The number of a disk of which it is not known whether it is there, or a part of it.
+    pub(super) unsure: Option<u32>,
+}
+
+impl LiveVolumes {
+    /// Reads the volumes of a VM: those of its launch, unless they changed since.
+    pub(super) fn of(record: &Record, paths: &VmPaths) -> Result<Self, HostError> {
+        let path = paths.live_volumes();
+        let failed = |error| HostError::io("read", path.display().to_string(), error);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self { volumes: record.volumes.clone(), unsure: None })
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn write(&self, paths: &VmPaths) -> Result<(), HostError> {
+        let bytes = serde_json::to_vec(self).unwrap_or_default();
+        // Not synced: the process that it describes ends with the host.
+        files::write_passing(&paths.live_volumes(), &bytes, 0o600)
+    }
+
+    /// Returns the volumes while nothing is known of the disk of this number.
+    fn unsure(mut self, number: u32) -> Self {
+        self.volumes.retain(|volume| volume.number != number);
+        Self { unsure: Some(number), ..self }
+    }
+}
+
+impl Hypervisors {
+    /// Puts the disk of a volume into a running VM.
+    pub(super) async fn add_volume(&self, owner: &Uid, volume: &VolumeDisk) -> Result<(), HostError> {
+        let refused = |kind| HostError::new(kind, "put a volume into the VM of", owner.as_str());
+        let (attached, paths) = (self.find_attached(owner)?, self.paths(owner));
+        Self::require(owner, &attached.choice, |has| has.live_volumes, "put a volume into the VM of")?;
+        let record = Record::read(&paths)?.ok_or_else(|| refused(HostErrorKind::Missing))?;
+        let before = LiveVolumes::of(&record, &paths)?;
+        let is_taken = before.volumes.iter().any(|other| other.number == volume.number);
+        if is_taken || before.unsure.is_some() {
+            return Err(refused(HostErrorKind::Conflict).because("another disk may have its number"));
+        }
+        let file = self.volume_file(volume);
+        let mut after = before.clone();
+        after.volumes.push(volume.clone());
+        after.volumes.sort_by_key(|volume| volume.number);
+        let failed = |error| HostError::io("put a volume into the VM of", owner.as_str(), error);
+        let disks = after.volumes.iter().map(|volume| &volume.disk).chain(&record.overlay);
+        let largest = largest_file(disks.map(|disk| (self.config.disk)(disk))).map_err(failed)?;
+        allow_file_size(attached.identity.pid, file_size_max(largest, self.config.console_log_max))
+            .map_err(failed)?;
+        before.unsure(volume.number).write(&paths)?;
+        let added = self.on_session(&attached, async |session| session.add_volume(&file).await).await;
+        added.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
+        after.write(&paths)
+    }
+
+    /// Takes the disk of a volume out of a running VM, or what is there of it.
+    pub(super) async fn remove_volume(&self, owner: &Uid, number: u32) -> Result<(), HostError> {
+        let refused = |kind| HostError::new(kind, "take a volume out of the VM of", owner.as_str());
+        let (attached, paths) = (self.find_attached(owner)?, self.paths(owner));
+        Self::require(owner, &attached.choice, |has| has.live_volumes, "take a volume out of the VM of")?;
+        let record = Record::read(&paths)?.ok_or_else(|| refused(HostErrorKind::Missing))?;
+        let unsure = LiveVolumes::of(&record, &paths)?.unsure(number);
+        unsure.write(&paths)?;
+        let removed = self.on_session(&attached, async |session| session.remove_volume(number).await).await;
+        removed.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
+        LiveVolumes { unsure: None, ..unsure }.write(&paths)
+    }
+}
+
+/// Lets a VMM write files up to this size, in bytes.
+fn allow_file_size(pid: u32, size: u64) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(size), maximum: Some(size) }).map(drop)?;
+    Ok(())
+}
