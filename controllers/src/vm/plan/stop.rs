@@ -114,7 +114,12 @@ fn grace_end(object: &Object<Instance>, seen: &Observed, now: Moment) -> Timesta
     let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
     let since = down_since.map_or(asked_at, |ready| asked_at.max(now.since(ready.last_transition_time)));
     let since = object.status.ended_launch_at.map_or(since, |ended_at| since.max(now.since(ended_at)));
-    let grace = shutdown_grace(&object.spec, seen.parts.image_config.as_ref());
+    let is_silent = seen.machine.as_ref().is_some_and(|machine| machine.guest.is_unresponsive);
+    // A guest that answers nothing stops no services either.
+    let grace = match is_silent {
+        true => limits::SHUTDOWN_GRACE,
+        false => shutdown_grace(&object.spec, seen.parts.image_config.as_ref()),
+    };
     after(since, grace + limits::SHUTDOWN_GRACE)
 }
 

@@ -95,13 +95,14 @@ fn a_stop_lasts_as_long_as_its_grace_however_the_clock_is_set() {
         seen(Some(machine))
     };
     let (program, system) = (limits::SHUTDOWN_GRACE, limits::SYSTEM_SHUTDOWN_GRACE);
-    for (command, step, grace) in [
-        ("/app/server", -3600, program),
-        ("/app/server", 3600, program),
-        ("/sbin/init", -3600, system),
-        ("/usr/lib/systemd/systemd", 3600, system),
-        ("systemd", 3600, system),
-        ("/app/init.d", 3600, program),
+    for (command, is_silent, step, grace) in [
+        ("/app/server", false, -3600, program),
+        ("/app/server", false, 3600, program),
+        ("/sbin/init", false, -3600, system),
+        ("/usr/lib/systemd/systemd", false, 3600, system),
+        ("systemd", false, 3600, system),
+        ("systemd", true, 3600, program),
+        ("/app/init.d", false, 3600, program),
     ] {
         let grace = i64::try_from((grace + limits::SHUTDOWN_GRACE).as_secs()).expect("short");
         let times = readings(5, step, &[grace - 1, 1]);
@@ -109,7 +110,9 @@ fn a_stop_lasts_as_long_as_its_grace_however_the_clock_is_set() {
         object.spec.power_since = at(10_002);
         object.spec.cmd = Some(vec![command.to_owned()]);
         object.status.started_launch = Some(LaunchId(1));
-        let stopping = asked(launched(VmmState::Running, GuestPhase::Ready));
+        let mut stopping = launched(VmmState::Running, GuestPhase::Ready);
+        stopping.guest.is_unresponsive = is_silent;
+        let stopping = asked(stopping);
         let steps = times.iter().map(|&now| step_at(&object, &stopping, now)).collect::<Vec<_>>();
         assert_eq!(steps, ["Wait Converging", "Wait Converging", "Kill"], "{command} {step}");
     }
