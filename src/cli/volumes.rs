@@ -50,13 +50,13 @@ pub(crate) enum VolumeVerb {
         #[arg(long, value_name = "GB")]
         size: u32,
     },
-    /// Mount a volume in an instance that is stopped.
+    /// Mount a volume in an instance that runs or is stopped.
     Attach {
         instance: String,
         /// The mount: VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE.
         mount: Mount,
     },
-    /// Remove a volume from an instance that is stopped.
+    /// Unmount a volume and remove it from an instance that runs or is stopped.
     Detach { instance: String, volume: String },
     /// Delete volumes with their contents.
     #[command(visible_alias = "delete")]

@@ -46,6 +46,7 @@ mod machines;
 mod namespace;
 mod neighbours;
 mod odd_images;
+mod page;
 mod policies;
 mod power;
 mod programs;

@@ -13,6 +13,7 @@ mod daemon;
 mod disk;
 mod hand;
 mod heal;
+mod limits;
 mod logs;
 mod machine_types;
 mod network;
@@ -89,6 +90,9 @@ fn main() {
     }
     if is_wanted("network") {
         figures.extend(runtime.block_on(network::network()));
+    }
+    if is_wanted("limits") {
+        figures.extend(runtime.block_on(limits::limits()));
     }
     if is_wanted("heal") {
         figures.extend(runtime.block_on(heal::heal()));
