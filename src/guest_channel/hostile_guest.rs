@@ -148,6 +148,7 @@ impl Guest {
             identity_error: None,
             window: WINDOW_BYTES,
             memory: None,
+            volumes: None,
         };
         self.frame(&Frame::control(&state).expect("small")).await;
     }
@@ -306,6 +307,7 @@ async fn a_flood_is_read_slowly_and_its_neighbour_is_served_meanwhile() {
             identity_error: None,
             window: WINDOW_BYTES,
             memory: None,
+            volumes: None,
         };
         let frames = Frame::control(&state).expect("small").encode().repeat(500);
         while flooder.stream.write_all(&frames).await.is_ok() {
@@ -351,6 +353,7 @@ async fn a_guest_with_another_state_each_time_is_observed_a_few_times_in_a_secon
                 identity_error: None,
                 window: WINDOW_BYTES,
                 memory,
+                volumes: None,
             };
             guest.frame(&Frame::control(&state).expect("small")).await;
         }
