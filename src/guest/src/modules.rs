@@ -15,9 +15,9 @@ use rustix::system::finit_module;
 use crate::BootError;
 
 /// Directory with the modules of every boot.
-const OF_BOOT: &str = "/modules";
+const BOOT_DIRECTORY: &str = "/modules";
 /// Directory with the modules for the disks of volumes, which the modules of every boot come before.
-const OF_VOLUMES: &str = "/volume-modules";
+const VOLUMES_DIRECTORY: &str = "/volume-modules";
 /// File in such a directory that lists its modules in the order in which they are loaded.
 const ORDER: &str = "order";
 
@@ -38,7 +38,7 @@ pub(crate) fn name_module_loader() {
 
 /// Loads the modules that every boot needs.
 pub(crate) fn load_for_boot() -> Result<(), BootError> {
-    if let Some(directory) = open_directory(OF_BOOT)? {
+    if let Some(directory) = open_directory(BOOT_DIRECTORY)? {
         load_from(&directory)?;
     }
     // The modes are those of an ordinary host: the kernel decides what a program may do with the devices.
@@ -46,8 +46,8 @@ pub(crate) fn load_for_boot() -> Result<(), BootError> {
         let _ = fs::set_permissions(device, fs::Permissions::from_mode(0o666));
     }
     // The module files only occupy memory from here on.
-    let _ = fs::remove_dir_all(OF_BOOT);
-    *FOR_VOLUMES.lock().unwrap_or_else(PoisonError::into_inner) = open_directory(OF_VOLUMES)?;
+    let _ = fs::remove_dir_all(BOOT_DIRECTORY);
+    *FOR_VOLUMES.lock().unwrap_or_else(PoisonError::into_inner) = open_directory(VOLUMES_DIRECTORY)?;
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use super::difference::{difference, obstacle};
 use super::mount::{self, Devices, Tree};
 use super::recognise::is_same_but_path;
 use super::unmount::unmount_one;
-use super::{MOUNTED, Registry, mountinfo, scratch};
+use super::{MOUNTED, Mounted, Registry, mountinfo, scratch};
 use crate::control::Control;
 use crate::devices::{DEVICE_WAIT, disk_of_serial};
 use crate::{inside, modules};
@@ -67,8 +67,8 @@ fn retry_delay(before: Option<Duration>, has_problems: bool) -> Option<Duration>
 impl Follower<'_> {
     /// Carries out a request as far as possible. Disks that are missing have this time to appear.
     pub(super) fn attempt(&self, requested: &[VolumeMount], wait: Duration) -> MountedVolumes {
-        let mut problems = self.forget_unmounted();
         self.take_paths(requested);
+        let mut problems = self.forget_unmounted(requested);
         let work = difference(&self.registry.all(), requested);
         for mounted in work.unmount {
             match unmount_one(&mounted, self.find) {
@@ -94,33 +94,37 @@ impl Follower<'_> {
         MountedVolumes { requested: requested.to_vec(), mounted, problems }
     }
 
-    /// Forgets the volumes that were unmounted in the guest. Returns the reasons why disks of such volumes are in use.
-    fn forget_unmounted(&self) -> BTreeMap<String, String> {
-        let mut problems = BTreeMap::new();
-        let Ok(mounts) = mountinfo::own() else { return problems };
-        for mounted in self.registry.all() {
-            if mounts.iter().any(|mount| mounted.is_it(mount)) {
-                continue;
-            }
-            match unmount_one(&mounted, self.find) {
-                Ok(()) => self.registry.remove(&mounted),
-                Err(text) => drop(problems.insert(mounted.volume.path, text)),
-            }
-        }
-        problems
-    }
-
     /// Takes over the paths of a request for volumes whose paths are known with all links resolved.
     fn take_paths(&self, requested: &[VolumeMount]) {
-        for mounted in self.registry.lock().iter_mut().filter(|one| !requested.contains(&one.volume)) {
+        for mounted in self.registry.all() {
             let is_it = |volume: &&VolumeMount| {
                 is_same_but_path(volume, &mounted.volume)
                     && inside::resolve(Path::new("/"), &volume.path).is_ok_and(|at| at == mounted.at)
             };
+            if requested.contains(&mounted.volume) {
+                continue;
+            }
             if let Some(volume) = requested.iter().find(is_it) {
-                mounted.volume = volume.clone();
+                self.registry.rename(&mounted, volume);
             }
         }
+    }
+
+    /// Forgets requested volumes that were unmounted in the guest, so that they are mounted again. Returns the reasons
+    /// why disks of such volumes are in use.
+    fn forget_unmounted(&self, requested: &[VolumeMount]) -> BTreeMap<String, String> {
+        let mut problems = BTreeMap::new();
+        let Ok(mounts) = mountinfo::own() else { return problems };
+        let is_there = |mounted: &Mounted| mounts.iter().any(|mount| mounted.is_it(mount));
+        for mounted in self.registry.all() {
+            if !is_there(&mounted) && requested.contains(&mounted.volume) {
+                match unmount_one(&mounted, self.find) {
+                    Ok(()) => self.registry.remove(&mounted),
+                    Err(text) => drop(problems.insert(mounted.volume.path, text)),
+                }
+            }
+        }
+        problems
     }
 
     fn mount(&self, volume: &VolumeMount, deadline: Instant) -> Result<(), String> {

@@ -61,6 +61,12 @@ impl Registry {
         self.lock().retain(|one| one != mounted);
     }
 
+    fn rename(&self, mounted: &Mounted, volume: &VolumeMount) {
+        for one in self.lock().iter_mut().filter(|one| *one == mounted) {
+            one.volume = volume.clone();
+        }
+    }
+
     fn all(&self) -> Vec<Mounted> {
         self.lock().clone()
     }

@@ -23,7 +23,7 @@ use crate::grow::mount_writable;
 use crate::{BootError, inside, modules};
 
 /// Time between two queries for the disk of a volume. The kernel needs tenths of a second for a disk that was plugged in.
-const DISK_POLL: Duration = Duration::from_millis(10);
+const DISK_POLL: Duration = Duration::from_millis(5);
 
 /// A volume that is mounted and not yet at its path.
 #[derive(Debug)]

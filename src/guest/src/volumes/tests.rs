@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -92,9 +93,27 @@ impl Guest {
     }
 }
 
+/// Lock of the test that runs: a search for processes is not made while another one runs.
+static ONE_TEST: Mutex<()> = Mutex::new(());
+
+/// Waits until a condition is true.
+fn until(what: &str, is_true: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_true() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Unmounts a path as somebody in the guest does. Programs that other tests start may hold it for a moment.
+fn take_down(path: &Path) {
+    until("it can be unmounted", || unmount(path, UnmountFlags::empty()).is_ok());
+}
+
 /// Runs a test in a thread with a mount namespace of its own and a directory in memory.
 fn in_namespace(name: &'static str, test: fn(&Guest)) {
     let work = move || {
+        let _lock = ONE_TEST.lock().unwrap_or_else(PoisonError::into_inner);
         match scratch::own_namespace() {
             Ok(()) => {}
             Err(error) => {
@@ -197,15 +216,14 @@ fn a_volume_in_use_stays_mounted_and_its_user_is_named() {
         guest.carry_out(std::slice::from_ref(&volume));
         fs::write(guest.path("data/file"), "").expect("written");
         let mut follow = Command::new("tail");
-        follow.arg("-f").arg(guest.path("data/file")).stdout(std::process::Stdio::null());
+        follow.arg("-f").arg(guest.path("data/file")).stdout(Stdio::null());
         let process = Process::start(&mut follow);
-        let deadline = Instant::now() + PATIENCE;
-        let expected = format!("used by tail ({})", process.0.id());
-        while !guest.problem(&[], "data").starts_with(&expected) {
-            assert!(Instant::now() < deadline, "{}", guest.problem(&[], "data"));
-            // A program that was just started has not opened the file.
-            guest.carry_out(std::slice::from_ref(&volume));
-        }
+        let files = || fs::read_dir(format!("/proc/{}/fd", process.0.id())).into_iter().flatten().flatten();
+        let is_open =
+            || files().any(|file| fs::read_link(file.path()).is_ok_and(|to| to == guest.path("data/file")));
+        until("the file is open", is_open);
+        let reason = guest.problem(&[], "data");
+        assert_eq!(reason, format!("used by tail ({})", process.0.id()));
         assert_eq!(guest.attempt(&[]).mounted, [volume.clone()]);
         // It is wanted again, and nothing has to be done.
         guest.carry_out(std::slice::from_ref(&volume));
@@ -221,15 +239,10 @@ fn a_disk_that_is_mounted_elsewhere_is_not_free() {
         let process = Process::start(Command::new("unshare").args(["--mount", "sleep", "60"]));
         let name = format!("/proc/{}/comm", process.0.id());
         let theirs = format!("/proc/{}/ns/mnt", process.0.id());
-        let deadline = Instant::now() + PATIENCE;
-        let is_apart = || {
+        until("it has another namespace", || {
             fs::read_link(&theirs).is_ok_and(|theirs| theirs != own)
                 && fs::read_to_string(&name).is_ok_and(|name| name.trim() == "sleep")
-        };
-        while !is_apart() {
-            assert!(Instant::now() < deadline, "no other namespace");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        });
         let reason = guest.problem(&[], "data");
         let path = guest.path("data");
         let path = path.display();
@@ -243,7 +256,7 @@ fn a_disk_that_is_mounted_elsewhere_is_not_free() {
         fs::create_dir(&copy).expect("made");
         mount_bind(guest.path("data"), &copy).expect("mounted");
         assert_eq!(guest.problem(&[], "data"), format!("it is still mounted at {}", copy.display()));
-        unmount(&copy, UnmountFlags::empty()).expect("unmounted");
+        take_down(&copy);
     });
 }
 
@@ -254,11 +267,11 @@ fn mounts_of_the_guest_over_and_instead_of_a_volume_are_left_alone() {
         guest.carry_out(std::slice::from_ref(&volume));
         mount("over", guest.path("data"), "tmpfs", MountFlags::empty(), None).expect("mounted");
         assert_eq!(guest.problem(&[], "data"), "another file system is mounted over it");
-        unmount(guest.path("data"), UnmountFlags::empty()).expect("the upper one");
+        take_down(&guest.path("data"));
         // A volume that was unmounted in the guest is mounted again for a request that has it, and is free otherwise.
-        unmount(guest.path("data"), UnmountFlags::empty()).expect("the volume");
+        take_down(&guest.path("data"));
         guest.carry_out(std::slice::from_ref(&volume));
-        unmount(guest.path("data"), UnmountFlags::empty()).expect("the volume");
+        take_down(&guest.path("data"));
         guest.carry_out(&[]);
         // A disk that is not there is waited for as long as the caller says.
         let reason = guest.problem(&[guest.volume("data", 7), guest.volume("data/in", 0)], "data");
