@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn the_serial_number_of_a_scsi_disk_is_read_and_another_page_has_none() {
-        let page = |number: u8, length: u8, text: &str| [&[0, number, 0, length], text.as_bytes()].concat();
+        let page =
+            |number: u8, length: u8, text: &str| [&[0, number, 0, length][..], text.as_bytes()].concat();
         assert_eq!(serial_in_page(&page(0x80, 14, "stead.volume.3")).as_deref(), Some("stead.volume.3"));
         assert_eq!(
             serial_in_page(&page(0x80, 16, "  stead.volume.3rest")).as_deref(),

@@ -135,10 +135,10 @@ fn is_on(link: &Path, used: &Used) -> bool {
 }
 
 fn is_mapped(mappings: &Path, devices: &BTreeSet<DeviceNumber>) -> bool {
-    let mut text = String::new();
-    let file = File::open(mappings).map(|file| file.take(MAPPINGS_BYTES_MAX));
-    let _ = file.and_then(|mut file| file.read_to_string(&mut text));
-    text.lines().filter_map(mapped_device).any(|device| devices.contains(&device))
+    let mut text = Vec::new();
+    let file = File::open(mappings);
+    let _ = file.and_then(|file| file.take(MAPPINGS_BYTES_MAX).read_to_end(&mut text));
+    String::from_utf8_lossy(&text).lines().filter_map(mapped_device).any(|device| devices.contains(&device))
 }
 
 /// Returns the device in a line of mappings: addresses, rights, offset, device, inode, path.
