@@ -9,7 +9,6 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use stead_controllers::refused::Refused;
 use stead_controllers::vm::admission;
-use stead_controllers::volume::admission::mount_of;
 use stead_schemas::api::{Instance as View, MountRequest, VolumeAttach};
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::Instance;
@@ -62,10 +61,10 @@ pub(super) async fn detach(
     let volume = volume.meta.uid.clone();
     let asked = uid.clone();
     let object = state.store().transact(move |tx| admission::detach(tx, &asked, &word)).await?;
-    if mount_of(&object.spec.volumes, &volume).is_none() {
+    if !has(&object, &volume) {
         return Ok(Json(lookup::view(state.store(), &bearer, &object)));
     }
-    let is_left = |object: &Object<Instance>| mount_of(&object.spec.volumes, &volume).is_none();
+    let is_left = |object: &Object<Instance>| !has(object, &volume);
     // A program may close its last file in a moment.
     let seen = settled(&state, &object, VOLUME_RELEASE_WAIT, is_left).await?;
     if let Some(why) = trouble(&seen).filter(|_| !is_left(&seen)) {
@@ -88,10 +87,14 @@ async fn keep(
 ) -> Result<Json<View>, ApiError> {
     let (kept, of) = (volume.clone(), uid.clone());
     let object = state.store().transact(move |tx| admission::keep_volume(tx, &of, &kept)).await?;
-    match mount_of(&object.spec.volumes, volume) {
-        Some(_) => Err(Refused::conflict(format!("the guest does not give the volume back: {why}")).into()),
-        None => Ok(Json(lookup::view(state.store(), bearer, &object))),
+    if has(&object, volume) {
+        return Err(Refused::conflict(format!("the guest does not give the volume back: {why}")).into());
     }
+    Ok(Json(lookup::view(state.store(), bearer, &object)))
+}
+
+fn has(object: &Object<Instance>, volume: &Uid) -> bool {
+    object.spec.volumes.iter().any(|mount| mount.volume == *volume)
 }
 
 /// Waits until a change of volumes is carried out or cannot be, as far as `is_done` agrees.

@@ -343,7 +343,8 @@ fn not_ready(
             | ConditionType::KernelHeaders
             | ConditionType::Confined
             | ConditionType::PendingChanges
-            | ConditionType::MemoryResized => fresh,
+            | ConditionType::MemoryResized
+            | ConditionType::VolumesMounted => fresh,
         };
         condition::set(&mut conditions, replaced);
     }

@@ -40,6 +40,7 @@ const ALL: VmmCapabilities = VmmCapabilities {
     replace_tap: true,
     resize_memory: true,
     io_limits: true,
+    live_volumes: true,
     devices: true,
     volume_devices_max: 8,
     vcpus_max: 16,

@@ -4,8 +4,6 @@
 //! Guarantees: a fork writes to copies of its own, which are removed with it; a restore in place restores the
 //! content of the snapshot's moment for every volume that was written to.
 
-use std::sync::Arc;
-
 use stead_schemas::api::{AccessRequest, MountRequest};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::instance::Instance;

@@ -14,6 +14,7 @@ fn capabilities(replace_tap: bool) -> Option<VmmCapabilities> {
         replace_tap,
         resize_memory: false,
         io_limits: false,
+        live_volumes: false,
         devices: false,
         volume_devices_max: 0,
         vcpus_max: 1,

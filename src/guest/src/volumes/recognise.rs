@@ -97,13 +97,13 @@ mod tests {
 
     fn serial(device: DeviceNumber) -> Option<String> {
         match (device.major, device.minor) {
-            (8, minor) => Some(volume_disk(usize::try_from(minor / 16).expect("small"))),
+            (8, minor) => Some(volume_disk(minor / 16)),
             (254, 0) => Some("stead.overlay".to_owned()),
             _ => None,
         }
     }
 
-    fn volume(path: &str, disk: usize, is_read_only: bool, upper: Option<usize>) -> VolumeMount {
+    fn volume(path: &str, disk: u32, is_read_only: bool, upper: Option<u32>) -> VolumeMount {
         VolumeMount {
             path: path.to_owned(),
             disk: volume_disk(disk),

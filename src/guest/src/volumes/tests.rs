@@ -53,7 +53,7 @@ struct Guest {
 
 impl Guest {
     fn new(root: &Path) -> Self {
-        let disk = |index: usize| (volume_disk(index), Loop::new(&root.join(format!("disk{index}"))));
+        let disk = |index: u32| (volume_disk(index), Loop::new(&root.join(format!("disk{index}"))));
         Self { registry: Registry::default(), disks: (0..3).map(disk).collect(), root: root.to_owned() }
     }
 
@@ -76,7 +76,7 @@ impl Guest {
         }
     }
 
-    fn volume(&self, path: &str, disk: usize) -> VolumeMount {
+    fn volume(&self, path: &str, disk: u32) -> VolumeMount {
         let path = self.path(path).to_str().expect("text").to_owned();
         VolumeMount { path, disk: volume_disk(disk), is_read_only: false, upper: None }
     }

@@ -157,7 +157,7 @@ impl Api {
         let kernel = &start.kernel.vmlinux;
         self.put("/boot-source", json!({"kernel_image_path": kernel, "initrd_path": start.initrd})).await?;
         let mut disks = vec![(start.rootfs, true), (start.overlay, false)];
-        disks.extend(start.volumes.iter().map(|(path, is_read_only)| (path.as_path(), *is_read_only)));
+        disks.extend(start.volumes.iter().map(|volume| (volume.path.as_path(), volume.is_read_only)));
         for (index, (path, is_read_only)) in disks.into_iter().enumerate() {
             let id = format!("disk{index}");
             let drive = json!({
