@@ -46,7 +46,7 @@ fn the_example_of_the_page_is_accepted_and_every_value_of_it_is_in_force() {
         let seen = site.until("my-workload-1", "ended", |seen| seen["exit_code"] == 0).await;
         assert_eq!(site.console(&id).trim_end_matches('\r'), "\n", "{seen:#}");
         for (field, expected) in [
-            ("disk_io_bps", json!("100MB/s")),
+            ("disk_io_bps", json!("100.0 MB/s")),
             ("hotplug_size", json!("2.0 GB")),
             ("overlay_size", json!("20.0 GB")),
             ("size", json!("2.0 GB")),

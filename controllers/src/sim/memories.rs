@@ -119,8 +119,8 @@ impl Memories for World {
             let disks = plan.disks();
             for (index, known) in vmm.disks.iter_mut().enumerate() {
                 let number = known.disk.number;
-                let of_volume = |disk: &&VolumeDisk| disk.number == number;
-                let disk = if index == 0 { disks.first() } else { disks.iter().skip(1).find(of_volume) };
+                let is_it = |disk: &&VolumeDisk| disk.number == number;
+                let disk = if index == 0 { disks.first() } else { disks.iter().skip(1).find(is_it) };
                 known.disk = disk.cloned().ok_or_else(|| refuse(HostErrorKind::Permanent))?;
             }
             if !state.has_disks(&vmm.disks) {

@@ -58,13 +58,13 @@ impl<'a> Disk<'a> {
             let options = options.iter().map(|(key, value)| (*key, Value::from(*value)));
             options.chain(rest.iter().cloned()).collect()
         };
-        let mut of_file = node(&[("driver", "file"), ("node-name", &file), ("filename", filename)], &access);
+        let mut source = node(&[("driver", "file"), ("node-name", &file), ("filename", filename)], &access);
         // A file that is only read may be open in other VMMs, any of which could lock it against this one.
         if self.is_read_only {
-            of_file.push(("locking", "off".into()));
+            source.push(("locking", "off".into()));
         }
         let mut nodes =
-            vec![of_file, node(&[("driver", "raw"), ("node-name", &format), ("file", &file)], &access)];
+            vec![source, node(&[("driver", "raw"), ("node-name", &format), ("file", &file)], &access)];
         if self.is_limited {
             // A filter drops discards, and refuses a device that only reads, unless its own node has these options.
             let filter = [("driver", "throttle"), ("node-name", &drive), ("throttle-group", THROTTLE)];

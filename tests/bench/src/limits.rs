@@ -1,4 +1,4 @@
-//! What a guest gets of the limits of its network and its disks. The peer of each figure is the limit itself.
+//! The rates that a guest has under limits of its network and its disks. The peer of each figure is the limit itself.
 //!
 //! One VM runs through all limits, which are changed while it runs. The lengths are chosen so that bursts are over before
 //! a measurement begins.

@@ -79,18 +79,16 @@ pub(super) fn plan_launch(
         cid: object.spec.allocated.cid,
         network: parts.nic.as_ref().map(|nic| nic.card.clone()),
         wants_headers: !object.spec.skip_kernel_headers,
-        volumes: match saved {
-            Some(saved) => saved_volumes(&parts.volumes, saved),
-            None => parts.volumes.disks.clone(),
-        },
+        volumes: volumes(&parts.volumes, saved),
         limits: vmm_limits::desired(&object.spec, parts.accelerator),
     });
     act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }
 
-/// Returns the disks that a VM had when its memory was saved. Those that come and go do so when it runs again.
-fn saved_volumes(volumes: &VolumesSeen, saved: &SavedMemory) -> Vec<VolumeDisk> {
-    volumes.disks.iter().filter(|disk| saved.volumes.contains(&disk.number)).cloned().collect()
+/// Returns the disks of a VM that boots, or those that it had when its memory was saved: others come when it runs.
+fn volumes(seen: &VolumesSeen, saved: Option<&SavedMemory>) -> Vec<VolumeDisk> {
+    let was_there = |disk: &&VolumeDisk| saved.is_none_or(|saved| saved.volumes.contains(&disk.number));
+    seen.disks.iter().filter(was_there).cloned().collect()
 }
 
 fn wait_for_relaunch(object: &Object<Instance>, until: Timestamp) -> Plan<Action> {
