@@ -224,7 +224,7 @@ fn a_volume_in_use_stays_mounted_and_its_user_is_named() {
         until("the file is open", is_open);
         let reason = guest.problem(&[], "data");
         assert_eq!(reason, format!("used by tail ({})", process.0.id()));
-        assert_eq!(guest.attempt(&[]).mounted, [volume.clone()]);
+        assert_eq!(guest.attempt(&[]).mounted, std::slice::from_ref(&volume));
         // It is wanted again, and nothing has to be done.
         guest.carry_out(std::slice::from_ref(&volume));
     });
@@ -247,7 +247,7 @@ fn a_disk_that_is_mounted_elsewhere_is_not_free() {
         let path = guest.path("data");
         let path = path.display();
         assert_eq!(reason, format!("it is still mounted at {path} for sleep ({})", process.0.id()));
-        assert_eq!(guest.attempt(&[]).mounted, [volume.clone()]);
+        assert_eq!(guest.attempt(&[]).mounted, std::slice::from_ref(&volume));
         drop(process);
         guest.carry_out(&[]);
         // The guest has another mount of it.
