@@ -23,6 +23,7 @@ mod identity;
 mod inside;
 mod kernel_log;
 mod memory;
+mod modules;
 mod network;
 mod outbox;
 mod pages;
@@ -95,7 +96,7 @@ type Boot = Result<(control::Control, Config), (Option<control::Control>, BootEr
 /// Runs everything before the program, as far as it succeeds.
 fn boot() -> Boot {
     devices::mount_early().map_err(|error| (None, error))?;
-    devices::load_modules().map_err(|error| (None, error))?;
+    modules::load_for_boot().map_err(|error| (None, error))?;
     raise_limits();
     let port = devices::control_port().map_err(|error| (None, error))?;
     let control = control::Control::start(port).map_err(|error| (None, error))?;
@@ -128,7 +129,7 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     root::write_first_names(config)?;
     let volumes = volumes::mount_all(&config.volumes)?;
     root::switch()?;
-    devices::name_module_loader();
+    modules::name_module_loader();
     volumes::mount_trees(volumes)?;
     identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
     host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))
@@ -137,6 +138,10 @@ fn prepare(config: &Config) -> Result<(), BootError> {
 /// Starts the program and waits for its end.
 fn run(control: &control::Control, config: &Config) -> Exit {
     if let Some(init) = system::find(config) {
+        // The init's system may start another agent, which cannot reach the modules.
+        if let Err(error) = modules::load_for_volumes() {
+            log_line(&format!("no volume can be attached while the system runs: {}", error.reason));
+        }
         system::give_way(control, config, &init);
     }
     kernel_log::forward(control, true);
@@ -149,6 +154,7 @@ fn run(control: &control::Control, config: &Config) -> Exit {
             control.program_begun(config, &children, program::stop(&program, config, &children));
             control.program_ready(config, &children);
             memory::start(control, &children, config);
+            volumes::start(control);
             program::wait(&program)
         }
         Err(exit) => exit,

@@ -56,6 +56,8 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     let started = children.spawn(&mut command, move |status| {
         let _ = sender.send(status);
     });
+    // The directory may be on a volume, which could not be unmounted while this process is there.
+    let _ = std::env::set_current_dir("/");
     match started {
         Ok(pid) => Ok(Program { pid, end }),
         Err(error) => {

@@ -1,4 +1,5 @@
 //! Tests of the token of a guest that takes over another identity: it changes together with the name, or not at all.
+//! Requests without it are refused.
 //!
 //! Changes of the guest's system are left out here: they would change the test's host.
 
@@ -7,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use stead_schemas::guest::{Decoder, Frame, FromGuest, NewIdentity, ToGuest, Token};
+use stead_schemas::guest::{
+    Decoder, Frame, FromGuest, MountedVolumes, NewIdentity, ToGuest, Token, VolumeMount,
+};
 
 use crate::BootError;
 use crate::control::Control;
@@ -97,4 +100,29 @@ fn a_guest_that_could_not_take_an_identity_keeps_its_token() {
         host.state();
         assert_eq!(host.control.is_stopping(), is_taken, "{word}");
     }
+}
+
+#[test]
+fn volumes_are_requested_with_the_token_and_reported_when_they_change() {
+    let mut host = Host::new();
+    assert_eq!(host.state().volumes, None);
+    let volume = |disk: &str| VolumeMount {
+        path: "/data".to_owned(),
+        disk: disk.to_owned(),
+        is_read_only: false,
+        upper: None,
+    };
+    let first = MountedVolumes::default();
+    assert!(host.control.wait_for_volumes(0, &first, Some(Duration::ZERO)).is_none());
+    assert_eq!(host.state().volumes.as_ref(), Some(&first));
+    for (word, disk) in [("another", "x"), ("old", "a"), ("old", "b")] {
+        host.send(&ToGuest::Volumes { token: token(word), volumes: vec![volume(disk)] });
+    }
+    // The request is reported only after it was carried out.
+    assert_eq!(host.state().volumes.as_ref(), Some(&first));
+    let request = host.control.wait_for_volumes(0, &first, None).expect("a request");
+    assert_eq!((request.number, &*request.volumes), (2, &[volume("b")][..]));
+    let next = MountedVolumes { requested: request.volumes.clone(), mounted: request.volumes, ..first };
+    assert!(host.control.wait_for_volumes(2, &next, Some(Duration::from_millis(1))).is_none());
+    assert_eq!(host.state().volumes, Some(next));
 }

@@ -17,7 +17,7 @@ use super::rule::Kind;
 use super::{AGAIN, AGENT, Begin, ending, rule, unit, up};
 use crate::children::Children;
 use crate::control::{Control, Stop, Urgency};
-use crate::{BootError, devices, memory, program};
+use crate::{BootError, devices, memory, program, volumes};
 
 /// Limit on the handed-over state, in bytes: the largest configuration, its strings and leftovers encoded as JSON.
 const BEGIN_BYTES_MAX: u64 = 16 << 20;
@@ -86,6 +86,8 @@ fn run(origin: Origin) -> io::Result<()> {
     let (ends, ended) = mpsc::channel();
     control.program_begun(&config, &children, stop(kind, &config, &children, ends.clone()));
     memory::start(&control, &children, &config);
+    volumes::find_mounted(&config);
+    volumes::start(&control);
     spawn("signals", {
         let (control, ends) = (control.clone(), ends.clone());
         move || watch_signals(&signals, kind, &control, &ends)
