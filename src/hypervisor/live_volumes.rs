@@ -93,10 +93,41 @@ impl Hypervisors {
     }
 }
 
-/// Lets a VMM write files up to this size, in bytes.
+/// Lets a VMM write files up to this size, in bytes. Where it may do so already, no privilege is needed.
 fn allow_file_size(pid: u32, size: u64) -> io::Result<()> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    if file_size_limit(&limits).is_none_or(|present| present >= size) {
+        return Ok(());
+    }
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(size), maximum: Some(size) }).map(drop)?;
+    prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(size), maximum: Some(size) })?;
     Ok(())
+}
+
+/// Reads the size of the largest file that a process may write, in bytes, from its `/proc/PID/limits`; `None` without a
+/// limit.
+fn file_size_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_a_process_is_read() {
+        let limits = |size: &str| {
+            format!(
+                "Limit          Soft Limit   Hard Limit   Units\nMax cpu time   unlimited   unlimited   seconds\n\
+                     Max file size             {size}             unlimited            bytes\n"
+            )
+        };
+        assert_eq!(file_size_limit(&limits("10737418240")), Some(10_737_418_240));
+        assert_eq!(file_size_limit(&limits("unlimited")), None);
+        let own = fs::read_to_string("/proc/self/limits").expect("read");
+        let present = rustix::process::getrlimit(Resource::Fsize).current;
+        assert_eq!(file_size_limit(&own), present);
+    }
 }

@@ -71,7 +71,7 @@ fn the_example_of_the_page_is_accepted_and_every_value_of_it_is_in_force() {
         assert!((GB * 18..=GB * 20).contains(&disk), "{disk} bytes of disk");
         assert_eq!(shell(&site, "my-workload-1", "ls /lib/modules/*/build 2>/dev/null | wc -l").await, "0");
         let resources = site.request(Method::GET, "/resources", None).await.body;
-        assert_eq!(resources["disk_io"]["allocated"], json!(100_000_000), "{resources:#}");
+        assert_eq!(resources["disk_io"]["allocated"], json!(100 << 20), "{resources:#}");
         site.delete("my-workload-1").await;
         settles(&mut site, "the page's example").await;
     });

@@ -42,8 +42,11 @@ pub(crate) fn start(control: &Control) {
 
 fn follow(control: &Control, follower: &Follower<'_>) {
     let mut requested = follower.registry.volumes(&[]);
-    let mut report =
-        MountedVolumes { requested: requested.clone(), mounted: requested.clone(), ..Default::default() };
+    let mut report = MountedVolumes {
+        requested: requested.clone(),
+        mounted: requested.clone(),
+        ..MountedVolumes::default()
+    };
     let (mut number, mut delay) = (0, None);
     loop {
         let wait = match control.wait_for_volumes(number, &report, delay) {
@@ -147,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_become_rare_and_end_with_the_problems() {
+    fn attempts_are_made_less_and_less_often_and_end_with_the_problems() {
         let mut delays = vec![retry_delay(None, true)];
         while delays.len() < 7 {
             delays.push(retry_delay(delays[delays.len() - 1], true));

@@ -25,7 +25,7 @@ pub(crate) fn find_mounted(config: &Config) {
 }
 
 /// Returns the volumes among these mounts, those of the configuration first.
-fn recognise(
+pub(super) fn recognise(
     mounts: &[Mount],
     configured: &[VolumeMount],
     serial_of: impl Fn(DeviceNumber) -> Option<String>,

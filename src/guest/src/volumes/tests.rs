@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use stead_schemas::guest::{MountedVolumes, VolumeMount, volume_disk};
 
 use super::follow::Follower;
+use super::recognise::recognise;
 use super::{Registry, scratch};
+use crate::devices::DeviceNumber;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const DISK_BYTES: u64 = 16 << 20;
@@ -79,6 +82,13 @@ impl Guest {
     fn volume(&self, path: &str, disk: u32) -> VolumeMount {
         let path = self.path(path).to_str().expect("text").to_owned();
         VolumeMount { path, disk: volume_disk(disk), is_read_only: false, upper: None }
+    }
+
+    /// Returns the serial number of the disk with this number.
+    fn serial(&self, number: DeviceNumber) -> Option<String> {
+        let is_it =
+            |disk: &Loop| fs::metadata(&disk.0).is_ok_and(|disk| DeviceNumber::of(disk.rdev()) == number);
+        self.disks.iter().find(|(_, disk)| is_it(disk)).map(|(serial, _)| serial.clone())
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -198,7 +208,13 @@ fn an_overlay_is_mounted_and_its_two_disks_are_free_after_it() {
         let shown = mounts.iter().find(|mount| mount.at == guest.path("data")).expect("mounted");
         assert_eq!((&*shown.kind, &*shown.source), ("overlay", "stead.volume.1"));
         assert!(shown.options.contains("/stead.volume.0,"), "{}", shown.options);
-        // A file that was not copied to the upper disk is held as well as the others.
+        // An agent that starts later finds both kinds of volumes.
+        let other = guest.volume("other", 2);
+        guest.carry_out(&[overlay.clone(), other.clone()]);
+        let mounts = super::mountinfo::own().expect("read");
+        let found = recognise(&mounts, &[], |device| guest.serial(device), |path| Some(path.into()));
+        assert_eq!(found, guest.registry.all());
+        // A process whose working directory is in the overlay holds it.
         let process = Process::start(Command::new("sleep").arg("60").current_dir(guest.path("data")));
         let reason = guest.problem(&[], "data");
         assert!(reason.starts_with(&format!("used by sleep ({})", process.0.id())), "{reason}");
