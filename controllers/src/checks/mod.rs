@@ -226,6 +226,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     policy::schedules(&mut broken, records);
     storage::disks(&mut broken, records, host);
     storage::volumes(&mut broken, records);
+    storage::mounts(&mut broken, records, host);
     check_network(&mut broken, records, host, now);
     content::images(&mut broken, records, host);
     content::snapshots(&mut broken, records, host, now);

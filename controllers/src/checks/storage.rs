@@ -2,13 +2,15 @@
 //!
 //! They are part of `checks` and so independent of every plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
+use stead_schemas::instance::State;
 use stead_schemas::meta::Kind;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::volume::{Access, Volume};
+use stead_schemas::volume::{Access, Volume, numbered};
 
 use super::{Broken, HostSnapshot, Records, check_owner, check_ready, live};
 
@@ -63,6 +65,37 @@ pub(crate) fn volumes(broken: &mut Broken, records: &Records) {
             {
                 broken.push(format!("{} writes over {mount:?} to no disk", instance.meta.uid));
             }
+        }
+    }
+}
+
+/// Checks that each VM whose program runs has the disks of its volumes and no others, and that its guest has mounted them,
+/// or that the instance says why not.
+pub(crate) fn mounts(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let running = live(&records.instances).filter(|instance| instance.status.state == State::Running);
+    for instance in running {
+        let (uid, volumes) = (&instance.meta.uid, &instance.spec.volumes);
+        let Some(machine) = host.machines.get(uid) else { continue };
+        let found = condition::find(&instance.status.conditions, ConditionType::VolumesMounted);
+        if found.is_some_and(|found| matches!(found.reason, Reason::WaitingForStart | Reason::VolumeInUse)) {
+            continue;
+        }
+        let mut wanted: Vec<u32> =
+            numbered(volumes).flat_map(|(first, mount)| first..first + mount.access.disks()).collect();
+        wanted.sort_unstable();
+        let there: Vec<u32> = machine.volumes.iter().map(|disk| disk.number).collect();
+        let paths: BTreeSet<&str> = volumes.iter().map(|mount| mount.path.as_str()).collect();
+        let mounted = machine.guest.volumes.as_ref();
+        let are_mounted = mounted.is_none_or(|guest| {
+            guest.mounted.iter().map(|mount| mount.path.as_str()).collect::<BTreeSet<_>>() == paths
+        });
+        let is_settled = found.is_none()
+            && machine.unsure_volume.is_none()
+            && volumes.iter().all(|mount| !mount.is_leaving);
+        if wanted != there || !are_mounted || !is_settled {
+            broken.push(format!(
+                "{uid} has the disks {there:?}, mounted {mounted:?}, of {volumes:?}: {found:?}"
+            ));
         }
     }
 }
