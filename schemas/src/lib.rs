@@ -30,6 +30,7 @@ pub mod policy;
 pub mod quantity;
 pub mod references;
 pub mod resource;
+pub mod root_image;
 pub mod schedule;
 pub mod signal;
 pub mod snapshot;

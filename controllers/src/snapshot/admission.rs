@@ -82,7 +82,7 @@ pub fn create(
             overlay: present_size(tx, &instance.spec.allocated.disk, instance.spec.overlay),
             ..instance.spec.clone()
         }),
-        image_digest: instance.status.image_digest.clone(),
+        image_digest: instance.content().cloned(),
         compression: request.compression,
         pool: request.pool,
         volume_disks: captured(tx, &instance.spec),

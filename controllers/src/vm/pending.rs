@@ -15,7 +15,10 @@ pub(super) fn report(status: &mut InstanceStatus, object: &Object<Instance>, now
         status.conditions.retain(|condition| condition.kind != ConditionType::PendingChanges);
         return;
     }
-    let message = format!("the program sees these changes from its next start on: {}", fields.join(", "));
+    let mut message = format!("the program sees these changes from its next start on: {}", fields.join(", "));
+    if object.spec.pending.restarts && !object.is_restart_due() {
+        message.push_str("; it is started again once the new image is on this host");
+    }
     let new = Condition {
         kind: ConditionType::PendingChanges,
         status: ConditionStatus::True,

@@ -9,6 +9,8 @@ mod create;
 mod delete;
 mod fork;
 mod from_snapshot;
+mod image;
+mod network;
 mod pool;
 mod power;
 mod reclaim;
@@ -16,6 +18,8 @@ mod restore;
 #[cfg(test)]
 mod tests;
 mod update;
+#[cfg(test)]
+mod update_tests;
 mod volumes;
 
 use std::sync::Arc;
