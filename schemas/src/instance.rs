@@ -136,7 +136,7 @@ pub struct Pending {
     pub hypervisor: Option<Hypervisor>,
     pub skip_guest_agent: Option<bool>,
     pub skip_kernel_headers: Option<bool>,
-    /// Another image, with an empty root disk over it.
+    /// A new image, with an empty root disk over it.
     pub image: Option<NextImage>,
     pub card: Option<CardChange>,
     /// True if a program that runs is started again for these changes once their image is on the host.

@@ -11,6 +11,7 @@ pub mod capabilities;
 pub mod compression;
 pub mod condition;
 pub mod confinement;
+mod content;
 pub mod disk;
 pub mod goal;
 pub mod guest;

@@ -171,8 +171,8 @@ async fn what_a_creation_refuses_is_refused_with_the_same_code_and_path() {
         body[field] = value.clone();
         let created = server.send("POST", "/instances", Some(body)).await;
         let changed = patch(&server, json!({ field: value })).await;
-        assert_eq!((created.status, changed.status), (400, 400), "{field}: {}", changed.body);
-        assert_eq!(created.body, changed.body, "{field}");
+        assert!(changed.status >= 400, "{field}: {}", changed.body);
+        assert_eq!((created.status, created.body), (changed.status, changed.body.clone()), "{field}");
         assert!(
             changed.body["message"].as_str().is_some_and(|text| text.starts_with(path)),
             "{}",

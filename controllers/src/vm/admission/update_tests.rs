@@ -6,7 +6,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::{CardChange, Instance, InstanceStatus, Power, State};
 use stead_schemas::meta::{Object, Tags};
-use stead_schemas::names::{Name, Uid};
+use stead_schemas::names::{ImageRef, Name, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Nic};
 use stead_schemas::node::Node;
 use stead_schemas::numbers::RunNo;
@@ -93,7 +93,7 @@ async fn applied(store: &Store, uid: &Uid) -> Object<Instance> {
 }
 
 fn image(store: &Store, name: &str) -> Uid {
-    let reference = name.parse().expect("valid");
+    let reference: ImageRef = name.parse().expect("valid");
     store.find::<Image>(&Name::from(&reference)).expect("it is asked for").meta.uid.clone()
 }
 
