@@ -66,10 +66,12 @@ async fn an_instance_goes_by_its_new_name_everywhere_at_once() {
     assert_eq!(waited.body["state"], "Stopped", "a wait by the old name goes on: {}", waited.body);
     let kept = server.send("POST", "/instances/shop/snapshots", Some(json!({"kind": "Stopped"}))).await;
     assert_eq!(kept.body["source_instance_name"], "shop", "{}", kept.body);
+    let path = format!("/snapshots/{}", kept.body["id"].as_str().expect("an id"));
     // The old name is free.
     server.create(json!({"name": "web", "image": IMAGE})).await;
     let (code, table, notes) = runs(&server, &["update", "shop", "--name", "store"]).await;
     assert!(code == 0 && table.contains("store") && notes.contains("name: applies now"), "{table}{notes}");
+    assert_eq!(server.send("GET", &path, None).await.body["source_instance_name"], "store");
 }
 
 #[tokio::test(flavor = "multi_thread")]

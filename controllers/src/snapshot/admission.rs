@@ -117,6 +117,18 @@ fn give_up_name(tx: &mut Tx<'_>, source: &Uid, name: &Name) {
     }
 }
 
+/// Gives all snapshots of a source its new name.
+///
+/// # Errors
+/// Returns a refusal by the store's rules.
+pub(crate) fn rename_source(tx: &mut Tx<'_>, source: &Uid, name: &Name) -> Result<(), TxError> {
+    let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source));
+    for sibling in siblings.iter().filter(|sibling| !sibling.meta.is_deleting()) {
+        tx.update_spec::<Snapshot>(&sibling.meta.uid, None, |spec| spec.source_name = name.clone())?;
+    }
+    Ok(())
+}
+
 /// Returns the disks that a snapshot of an instance captures in addition to the root disk.
 fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
     let of = |mount: &VolumeMount| {

@@ -21,6 +21,7 @@ use crate::disk::admission::new_disk;
 use crate::nic::admission as nics;
 use crate::node::admission::within_room;
 use crate::refused::{Refused, RefusedKind};
+use crate::snapshot::admission as snapshots;
 use crate::store::Tx;
 
 /// An instance after a change, and when the change of each field applies.
@@ -86,6 +87,7 @@ fn stage(
     let (rates, card) = network::change(tx, object, &next.after_start(), patch.network, tap_prefix)?;
     let pending = Pending { image, card, ..next.pending };
     if let Some(name) = patch.name {
+        snapshots::rename_source(tx, uid, &name)?;
         tx.rename::<Instance>(uid, name)?;
     }
     if let Some(tags) = patch.tags {
