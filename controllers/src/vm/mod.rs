@@ -25,7 +25,8 @@
 //! Health: Ready --BeginProbe--> probed --EndProbe--> Ready, before anything is done to its VM.
 //!
 //! Changes that a running program cannot see wait for the moment in which the instance has no VM: nothing
-//! --ApplyChanges--> nothing, with the changed spec.
+//! --ApplyChanges--> nothing, with the changed spec. A program that should be started again for a new image runs on
+//! until the image is on the host: Ready --ApplyChanges--> Ready, and the spec asks for the next run.
 //!
 //! Automatic standby: --StandBy--> changes the spec to standby. A connection that arrives before the process
 //! is gone changes the spec back to running (--Wake-->). In standby the wake listener is active (--Watch-->).
@@ -131,7 +132,7 @@ pub enum Action {
         uid: Uid,
         standby: StandbyNo,
     },
-    /// Carries out the changes that wait for a start, under the spec of this generation.
+    /// Carries out the changes that wait for a start, or requests that start, under the spec of this generation.
     ApplyChanges(Uid, Generation),
     Watch(Uid, Box<NetworkCard>),
     Unwatch(Uid),

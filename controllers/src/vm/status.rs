@@ -66,7 +66,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     report_headers(&mut status, object, seen, end.now);
     vmm_limits::report(&mut status, object, end.now);
     confinement::report(&mut status, object, seen, end.now);
-    pending::report(&mut status, object, end.now);
+    pending::report(&mut status, object, seen, end.now);
     memory::record(&mut status, object, seen, end.now);
     status
 }

@@ -69,6 +69,11 @@ fn a_program_runs_on_until_its_new_image_is_here_and_is_then_started_again_if_th
         object.status.started_launch = Some(LaunchId(1));
         assert_eq!(planned(&object, running(), None), "Converged", "{restarts}");
         let mut here = seen(running());
+        here.parts.next_image_trouble = Some("image second is pulling".to_owned());
+        let reported = status(&object, Some(&here), &end).conditions;
+        let waiting = condition::find(&reported, ConditionType::PendingChanges).expect("reported");
+        assert!(waiting.message.contains(": image; image second is pulling"), "{}", waiting.message);
+        assert_eq!(waiting.message.ends_with("once the new image is on this host"), restarts);
         here.parts.next_image_ready = Some(digest('b'));
         let plan = plan(&Desired::Present(&object), &here, at(5).into());
         assert_eq!(name(&plan), "Record WaitingForImage", "{restarts}");
