@@ -48,6 +48,8 @@ async fn an_instance_goes_by_its_new_name_everywhere_at_once() {
     let server = running().await;
     server.create(json!({"name": "db", "image": IMAGE})).await;
     let id = read(&server).await["id"].clone();
+    let fork = json!({"name": "fork", "from_running": true});
+    let fork = server.send("POST", "/instances/web/fork", Some(fork));
     let wait = server.send("GET", "/instances/web/wait?state=Stopped&timeout=60s", None);
     let rename = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -60,9 +62,13 @@ async fn an_instance_goes_by_its_new_name_everywhere_at_once() {
         assert_eq!(same.body["resource_version"], renamed.body["resource_version"], "{}", same.body);
         assert_eq!(server.send("GET", "/instances/web", None).await.status, 404);
         assert_eq!(server.send("GET", "/instances/shop", None).await.body["id"], id);
+    };
+    let stop = async {
+        let (forked, ()) = tokio::join!(fork, rename);
+        assert_eq!((forked.status, &forked.body["state"]), (201, &json!("Running")), "{}", forked.body);
         assert_eq!(server.send("POST", "/instances/shop/stop", None).await.status, 200);
     };
-    let (waited, ()) = tokio::join!(wait, rename);
+    let (waited, ()) = tokio::join!(wait, stop);
     assert_eq!(waited.body["state"], "Stopped", "a wait by the old name goes on: {}", waited.body);
     let kept = server.send("POST", "/instances/shop/snapshots", Some(json!({"kind": "Stopped"}))).await;
     assert_eq!(kept.body["source_instance_name"], "shop", "{}", kept.body);
