@@ -19,6 +19,7 @@ use crate::numbers::{Generation, GrantNo, LaunchId, RunNo, StandbyNo};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::{Bytes, Rate};
 use crate::resource::{Usage, vm_memory};
+use crate::root_image::{NextImage, PinnedImage};
 use crate::volume::VolumeMount;
 
 /// The kind of instances.
@@ -34,6 +35,10 @@ pub struct InstanceSpec {
     /// number, or later; 0 allows content of any age.
     #[serde(default)]
     pub pull: u64,
+    /// Version of the image below the root disk, raised by 1 with every change of it: content that was pinned for
+    /// another version does not apply.
+    #[serde(default)]
+    pub image_version: u64,
     pub vcpus: u32,
     pub memory: Bytes,
     /// Memory on top of `memory` that the guest can give back and get again while it runs: a multiple of
@@ -131,6 +136,21 @@ pub struct Pending {
     pub hypervisor: Option<Hypervisor>,
     pub skip_guest_agent: Option<bool>,
     pub skip_kernel_headers: Option<bool>,
+    /// A new image, with an empty root disk over it.
+    pub image: Option<NextImage>,
+    pub card: Option<CardChange>,
+    /// True if a program that runs is started again for these changes once their image is on the host.
+    pub restarts: bool,
+}
+
+/// A change of an instance's connection to the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CardChange {
+    /// The instance gets this network card.
+    Add(Uid),
+    /// The instance loses its network card.
+    Remove,
 }
 
 /// The limits of an instance's traffic. `None` stands for the host's default.
@@ -309,6 +329,12 @@ pub struct InstanceStatus {
     /// Digest of the content that `spec.image` meant when it was first ready. It is kept, so that the
     /// overlay never meets another lower layer.
     pub image_digest: Option<Digest>,
+    /// The `InstanceSpec::image_version` of that content.
+    #[serde(default)]
+    pub image_version: u64,
+    /// Content of the image that waits for the next start.
+    #[serde(default)]
+    pub next_image: Option<PinnedImage>,
     /// The last run that ended for good; a `spec.run` beyond it is still to be carried out.
     pub ended_run: RunNo,
     /// The last end of the program; `exit_run` is the run in which it ended.

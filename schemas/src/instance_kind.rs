@@ -38,13 +38,15 @@ impl Kind for Instance {
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let (spec, status) = (&object.spec, &object.status);
         let origin_content = spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
-        let content = status.image_digest.iter().chain(origin_content).map(Ref::to_content);
+        let content = object.content().into_iter().chain(object.next_content());
+        let content = content.chain(origin_content).map(Ref::to_content);
         let awaited = object.awaits_memory().map(|origin| &origin.snapshot);
         let awaited = awaited.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsMemory, snapshot));
         let timeout = spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout);
         let is_counted = status.state == State::Running && timeout.is_some();
         let counted = is_counted.then_some(Ref { role: Role::Counts, target: Target::Connections });
-        let image = Ref::to::<Image>(Role::Image, &spec.allocated.image);
+        let images = spec.pending.image.iter().map(|next| &next.image).chain([&spec.allocated.image]);
+        let images = images.map(|image| Ref::to::<Image>(Role::Image, image));
         let mounts = spec.volumes.iter().map(VolumeMount::reference);
         let port = spec.allocated.nic.as_ref().filter(|_| object.needs_port());
         let port = port.map(|port| Ref::to::<Nic>(Role::Attaches, port));
@@ -53,7 +55,7 @@ impl Kind for Instance {
         let is_waiting = ready.is_some_and(|ready| ready.reason == Reason::InsufficientResources);
         let waited = is_waiting.then_some(Ref { role: Role::AwaitsRoom, target: Target::Room });
         let room = held.into_iter().chain(waited);
-        content.chain(awaited).chain(counted).chain([image]).chain(mounts).chain(port).chain(room).collect()
+        content.chain(awaited).chain(counted).chain(images).chain(mounts).chain(port).chain(room).collect()
     }
 
     fn usage(object: &Object<Self>) -> Usage {

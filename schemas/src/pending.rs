@@ -3,7 +3,10 @@
 //! Guarantees: a change to what an instance has already does not wait, and a later change of a field replaces an earlier
 //! one.
 
-use crate::instance::{InstanceSpec, Pending, Secret};
+use crate::instance::{CardChange, InstanceSpec, Pending, Secret};
+
+/// The field that connects an instance to the network, as the wire names it.
+pub const NETWORK_ENABLED: &str = "network.enabled";
 
 impl Pending {
     #[must_use]
@@ -25,6 +28,9 @@ impl Pending {
             hypervisor,
             skip_guest_agent,
             skip_kernel_headers,
+            image,
+            card,
+            restarts: _,
         } = self;
         let fields = [
             ("vcpus", vcpus.is_some()),
@@ -37,6 +43,8 @@ impl Pending {
             ("hypervisor", hypervisor.is_some()),
             ("skip_guest_agent", skip_guest_agent.is_some()),
             ("skip_kernel_headers", skip_kernel_headers.is_some()),
+            ("image", image.is_some()),
+            (NETWORK_ENABLED, card.is_some()),
         ];
         fields.into_iter().filter_map(|(name, is_changed)| is_changed.then_some(name)).collect()
     }
@@ -76,12 +84,15 @@ impl Pending {
             hypervisor: other(self.hypervisor, &spec.hypervisor),
             skip_guest_agent: other(self.skip_guest_agent, &spec.skip_guest_agent),
             skip_kernel_headers: other(self.skip_kernel_headers, &spec.skip_kernel_headers),
+            image: self.image,
+            card: self.card,
+            restarts: self.restarts,
         }
     }
 }
 
 impl InstanceSpec {
-    /// Adds changes that wait for the next start.
+    /// Adds changes that wait for the next start. Image and card stay as they are: admission decides about them.
     pub fn defer(&mut self, newer: Pending) {
         let mut pending = std::mem::take(&mut self.pending);
         pending.add(newer);
@@ -106,6 +117,21 @@ impl InstanceSpec {
         self.hypervisor = changes.hypervisor.unwrap_or(self.hypervisor);
         self.skip_guest_agent = changes.skip_guest_agent.unwrap_or(self.skip_guest_agent);
         self.skip_kernel_headers = changes.skip_kernel_headers.unwrap_or(self.skip_kernel_headers);
+        if let Some(next) = changes.image {
+            (self.image, self.platform, self.pull) = (next.reference, next.platform, next.pull);
+            self.allocated.image = next.image;
+            self.image_version += 1;
+            // The disk of the origin, and its memory with it, belong to the image before.
+            self.origin = None;
+        }
+        match changes.card {
+            Some(CardChange::Add(nic)) => (self.has_network, self.allocated.nic) = (true, Some(nic)),
+            Some(CardChange::Remove) => {
+                (self.has_network, self.allocated.nic) = (false, None);
+                (self.rates.download, self.rates.upload) = (None, None);
+            }
+            None => {}
+        }
     }
 
     /// Returns the spec as it will be after the next start.

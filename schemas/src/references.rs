@@ -41,7 +41,7 @@ pub enum Target {
 pub enum Role {
     /// A reference to the owner of the object, from any kind.
     Owner,
-    /// A reference from an instance to its image.
+    /// A reference from an instance to its image, and to the image that it starts with later.
     Image,
     /// A reference from an instance to its port, while a VM is behind the port or should be.
     Attaches,

@@ -119,8 +119,16 @@ pub(super) async fn update(
     let is_dry_run = flag(&params?.0, "dry_run")?.unwrap_or(false);
     let patch = InstancePatch::read(json(body)?, &lookup::node(state.store())?.offer())?;
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let update = move |tx: &mut Tx<'_>| admission::update(tx, &uid, patch);
-    let Updated { object, changes } = if is_dry_run {
+    let (prefix, backend, client) =
+        (state.0.tap_prefix.clone(), state.0.backend.clone(), bearer.subject.clone());
+    let update = move |tx: &mut Tx<'_>| {
+        let updated = admission::update(tx, &uid, patch, &prefix)?;
+        if let Some(image) = updated.image.as_ref().filter(|_| !is_dry_run) {
+            backend.asked_by(image, &client);
+        }
+        Ok::<_, Refused>(updated)
+    };
+    let Updated { object, changes, .. } = if is_dry_run {
         state.store().rehearse(update).await?
     } else {
         state.store().transact(update).await?

@@ -11,6 +11,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::snapshot::admission::{self, CreateRequest};
+use stead_controllers::store::Tx;
 use stead_controllers::vm::admission::{self as instances, ForkRequest, Forked, Target};
 use stead_schemas::api::{
     self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
@@ -169,9 +170,9 @@ pub(super) async fn restore(
     let Path((id, snapshot)) = ids?;
     let uid = lookup::instance_to_change(state.store(), &id)?.meta.uid.clone();
     let snapshot = find(&state, &snapshot)?.meta.uid.clone();
-    let moved = uid.clone();
-    let object =
-        state.store().transact(move |tx| instances::restore_snapshot(tx, &moved, &snapshot, target)).await?;
+    let (moved, prefix) = (uid.clone(), state.0.tap_prefix.clone());
+    let restore = move |tx: &mut Tx<'_>| instances::restore_snapshot(tx, &moved, &snapshot, target, &prefix);
+    let object = state.store().transact(restore).await?;
     arrived(&state, &bearer, &object, VERB_WAIT_MAX).await
 }
 

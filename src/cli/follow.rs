@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use reqwest::Method;
+use stead_schemas::api::Instance;
 use tokio::time::{sleep, timeout};
 
 use super::Failure;
@@ -87,7 +88,12 @@ impl Printed {
     }
 }
 
-pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
+pub(super) async fn logs(client: &Client, mut logs: Logs) -> Result<(), Failure> {
+    if logs.follow {
+        // By id: the instance may get another name in the meantime.
+        let instance: Instance = client.get(&["instances", &logs.name]).await?;
+        logs.name = instance.id;
+    }
     let mut printed = Printed::default();
     let first = usize::try_from(logs.tail).unwrap_or(usize::MAX);
     let mut lines = Lines::open(client, &logs, first).await?;

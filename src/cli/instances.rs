@@ -366,7 +366,13 @@ async fn wait_for(
 pub(super) async fn wait(client: &Client, wait: WaitFor) -> Result<(), Failure> {
     let GoDuration(at_most) =
         wait.timeout.parse().map_err(|error| Failure::Usage(format!("--timeout {error}")))?;
-    let seen = wait_for(client, &wait.name, wait.state, at_most).await?;
+    // By id: the instance may get another name in the meantime.
+    let instance: Instance = client
+        .until_there(at_most, Duration::from_millis(500), async || {
+            client.get(&["instances", &wait.name]).await
+        })
+        .await?;
+    let seen = wait_for(client, &instance.id, wait.state, at_most).await?;
     line(&format!("{:?}", seen.state));
     match seen {
         WaitForState { timed_out: true, .. } => {

@@ -17,6 +17,22 @@ use super::{Failure, Output};
 #[derive(Debug, Args)]
 pub(crate) struct Update {
     name: String,
+    /// New name, which applies at once.
+    #[arg(long = "name")]
+    new_name: Option<String>,
+    /// New image, from the next start on; files that were written outside of volumes are lost then.
+    #[arg(long)]
+    image: Option<String>,
+    /// Pull policy: `missing` asks the registry only if no image is here under the name; `always` asks it
+    /// every time, and begins anew even with the present image.
+    #[arg(long)]
+    pull: Option<String>,
+    /// Connect the instance to the network from its next start on.
+    #[arg(long, conflicts_with = "no_network")]
+    network: bool,
+    /// Disconnect the instance from the network from its next start on.
+    #[arg(long)]
+    no_network: bool,
     /// New memory, such as 2GB, from the next start on.
     #[arg(short, long)]
     memory: Option<String>,
@@ -59,12 +75,21 @@ impl Update {
     /// Returns the request; the server validates the values.
     fn body(&self) -> Result<Value, Failure> {
         let mut body = json!({});
-        let texts =
-            [("size", &self.memory), ("overlay_size", &self.overlay_size), ("hypervisor", &self.hypervisor)];
+        let texts = [
+            ("name", &self.new_name),
+            ("image", &self.image),
+            ("pull", &self.pull),
+            ("size", &self.memory),
+            ("overlay_size", &self.overlay_size),
+            ("hypervisor", &self.hypervisor),
+        ];
         for (key, value) in texts {
             if let Some(value) = value {
                 body[key] = value.as_str().into();
             }
+        }
+        if self.network || self.no_network {
+            body["network"]["enabled"] = self.network.into();
         }
         if let Some(cpus) = self.cpus {
             body["vcpus"] = cpus.into();

@@ -15,14 +15,14 @@ const PROGRAM: &str = "echo ${ADDED:-none} >/variable; while true; do sleep 1; d
 /// Prints the number of processors, 1 if the memory is above 200 MB, and the variable of the program.
 const HAS: &str = "echo $(nproc) $(awk '/MemTotal/ { print ($2 > 200000) }' /proc/meminfo) $(cat /variable)";
 
-async fn patched(site: &Harness, body: Value) -> Value {
+pub(crate) async fn patched(site: &Harness, body: Value) -> Value {
     let answer = site.request(Method::PATCH, "/instances/box", Some(body)).await;
     assert!(answer.status.is_success(), "{answer:?}");
     answer.body
 }
 
 /// Waits until the program runs in a VM that is not the one of this process.
-async fn is_started_again(site: &Harness, pid: &Value) {
+pub(crate) async fn is_started_again(site: &Harness, pid: &Value) {
     let is_new = |seen: &Value| seen["state"] == "Running" && seen["vmm_pid"] != *pid;
     site.until("box", "another VM", is_new).await;
 }

@@ -53,6 +53,7 @@ mod programs;
 #[path = "../sdk/python.rs"]
 mod python;
 mod reboot;
+mod renewal;
 mod schedules;
 mod socket;
 mod standby;

@@ -16,7 +16,7 @@ async fn ended(site: &Harness, name: &str) -> Value {
 }
 
 /// Adds an image to the site's layout, made from another one, with a configuration.
-fn configured(site: &Harness, name: &str, from: &str, config: &[&str]) {
+pub(crate) fn configured(site: &Harness, name: &str, from: &str, config: &[&str]) {
     let layout = site.layout();
     let (from, to) = (format!("{layout}:{from}"), format!("{layout}:{name}"));
     run("umoci", &["tag", "--image", &from, name]);

@@ -76,7 +76,7 @@ async fn limits_of_a_request_are_in_force_and_shown_and_a_patch_changes_them_whi
     for (network, code, problem) in [
         (json!({"bandwidth_download": "1bps"}), "invalid_bandwidth_download", "less than a byte per second"),
         (json!({"bandwidth_upload": "1kbps"}), "invalid_bandwidth_upload", "from 7.8 KB/s to 46.6 GB/s"),
-        (json!({"enabled": false}), "invalid_request", "network.enabled is not a field"),
+        (json!({"mtu": 9000}), "invalid_request", "network.mtu is not a field"),
         (json!([]), "invalid_request", "network must be an object"),
     ] {
         let refused = patch(network).await;

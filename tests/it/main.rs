@@ -20,6 +20,7 @@ mod own_mounts;
 mod power_loss;
 #[path = "../sdk/python.rs"]
 mod python;
+mod renewal;
 mod resources;
 mod rights;
 mod sdk;

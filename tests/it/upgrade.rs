@@ -56,6 +56,9 @@ async fn what_an_earlier_release_stored_is_read_as_what_it_was() {
     assert_eq!(run.meta.generation, Generation(1));
     assert!(run.status.started_at.is_some() && run.status.started_launch.is_none());
 
+    assert!(run.content().is_some() && run.content() == run.status.image_digest.as_ref());
+    assert!(run.spec.pending.is_empty());
+
     let standby = instance(store, "stand");
     assert_eq!((standby.status.state, standby.spec.standby), (State::Standby, StandbyNo(1)));
     assert!(standby.status.has_saved_memory);

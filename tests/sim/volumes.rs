@@ -150,7 +150,7 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     // Disks fit any machine type.
     let hypervisor = (kind == SnapshotKind::Stopped).then_some(Hypervisor::QemuMicrovm);
     let target = instances::Target { power: Some(Power::Running), hypervisor };
-    play.ask(move |tx| instances::restore_snapshot(tx, &moved.0, &moved.1, target)).await?;
+    play.ask(move |tx| instances::restore_snapshot(tx, &moved.0, &moved.1, target, "st")).await?;
     play.by_chance().await;
     play.until_state(&writer, State::Running).await?;
     if disk_of(&play) == before {

@@ -32,6 +32,7 @@ pub(crate) fn images(broken: &mut Broken, records: &Records, host: &HostSnapshot
     }
     for instance in &records.instances {
         referred.extend(&instance.status.image_digest);
+        referred.extend(instance.status.next_image.iter().map(|next| &next.digest));
         referred.extend(instance.spec.origin.iter().filter_map(|origin| origin.image_digest.as_ref()));
     }
     for snapshot in &records.snapshots {

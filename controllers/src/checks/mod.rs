@@ -7,6 +7,7 @@
 mod content;
 mod hypervisor;
 mod ingress;
+mod pending;
 mod policy;
 mod resources;
 mod shaping;
@@ -222,6 +223,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     let mut broken = always(records, host);
     check_life_cycle(&mut broken, records);
     check_machines(&mut broken, records, host);
+    pending::changes(&mut broken, records, host);
     policy::health(&mut broken, records, host);
     policy::schedules(&mut broken, records);
     storage::disks(&mut broken, records, host);
@@ -433,6 +435,10 @@ fn check_nics(
 fn is_behind(records: &Records, nic: &Object<Nic>) -> Option<bool> {
     let owner = nic.meta.owner.as_ref()?;
     let instance = records.instances.iter().find(|instance| instance.meta.uid == owner.uid)?;
+    if instance.spec.allocated.nic.as_ref() != Some(&nic.meta.uid) {
+        // It waits for the next start.
+        return Some(false);
+    }
     let has_wake_listener = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
     match instance.status.state {
         // The instance should continue, and waits for its image.

@@ -4,6 +4,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
 use super::World;
+use super::snapshots::CapturedDisk;
 use crate::host::{DiskFile, Disks, HostError, HostErrorKind, Space};
 
 impl World {
@@ -39,7 +40,10 @@ impl Disks for World {
             if state.space_available.0 == 0 {
                 return Err(HostError::new(HostErrorKind::Exhausted, "create disk", owner.as_str()));
             }
-            state.disks.entry(owner.clone()).or_insert(size);
+            if !state.disks.contains_key(owner) {
+                state.disks.insert(owner.clone(), size);
+                state.lower_layers.remove(owner);
+            }
             Ok(())
         })
         .await
@@ -54,7 +58,7 @@ impl Disks for World {
     ) -> Result<(), HostError> {
         self.verb("copy disk", owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "copy disk", owner.as_str());
-            let (taken, age) =
+            let CapturedDisk { size: taken, age, lower_layer } =
                 state.captured_disk(snapshot, of).ok_or_else(|| refuse(HostErrorKind::Missing))?;
             if taken < size {
                 return Err(refuse(HostErrorKind::Permanent));
@@ -62,6 +66,7 @@ impl Disks for World {
             if !state.disks.contains_key(owner) {
                 state.disks.insert(owner.clone(), taken);
                 state.disk_ages.insert(owner.clone(), age);
+                state.lower_layers.extend(lower_layer.map(|layer| (owner.clone(), layer)));
             }
             Ok(())
         })

@@ -88,6 +88,7 @@ impl Memories for World {
             if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
                 return Err(refuse(HostErrorKind::Conflict));
             }
+            state.put_over(&plan.owner, &plan.overlay, &plan.rootfs);
             state.next_pid += 1;
             (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);
             vmm.disk_rate = plan.disk_rate;

@@ -102,6 +102,8 @@ struct State {
     probe_serial: u64,
     /// Number of times that VMs began to write to a disk.
     disk_ages: BTreeMap<Uid, u64>,
+    /// Content of the image that each root disk was first used over.
+    lower_layers: BTreeMap<Uid, Digest>,
     /// VMs that ran on with a memory older than their disk.
     corrupted: Vec<Uid>,
     wake_listeners: BTreeMap<Uid, wake::Kept>,
@@ -151,6 +153,7 @@ impl World {
             probes: BTreeMap::new(),
             probe_serial: 0,
             disk_ages: BTreeMap::new(),
+            lower_layers: BTreeMap::new(),
             corrupted: Vec::new(),
             wake_listeners: BTreeMap::new(),
             listeners: BTreeMap::new(),

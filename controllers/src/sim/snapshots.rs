@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{Digest, Uid};
 use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{CompressionState, SnapshotKind};
@@ -19,11 +19,19 @@ use crate::runtime::Clock;
 #[derive(Debug, Clone)]
 pub(super) struct SnapshotDir(Option<Taken>);
 
+/// A disk as it was captured.
+#[derive(Debug, Clone)]
+pub(super) struct CapturedDisk {
+    pub(super) size: Bytes,
+    pub(super) age: u64,
+    pub(super) lower_layer: Option<Digest>,
+}
+
 #[derive(Debug, Clone)]
 struct Taken {
     at: Timestamp,
-    /// Size and age of each disk, by the uid under which it was captured; the root's has no uid.
-    disks: BTreeMap<Option<Uid>, (Bytes, u64)>,
+    /// The disks by the uid under which each was captured; the root's has no uid.
+    disks: BTreeMap<Option<Uid>, CapturedDisk>,
     vmm: Option<Vmm>,
     compression_state: CompressionState,
 }
@@ -34,7 +42,7 @@ impl SnapshotDir {
             None => Captured::Incomplete,
             Some(taken) => Captured::Whole {
                 kind: if taken.vmm.is_some() { SnapshotKind::Standby } else { SnapshotKind::Stopped },
-                size: Bytes(taken.disks.values().map(|(size, _)| size.0).sum()),
+                size: Bytes(taken.disks.values().map(|disk| disk.size.0).sum()),
                 captured_at: taken.at,
                 compression_state: taken.compression_state,
             },
@@ -47,16 +55,20 @@ impl State {
         self.snapshots.get(snapshot)?.0.as_ref()?.vmm.as_ref()
     }
 
-    /// Returns the size and age of a snapshot's disk.
-    pub(super) fn captured_disk(&self, snapshot: &Uid, of: Option<&Uid>) -> Option<(Bytes, u64)> {
-        self.snapshots.get(snapshot)?.0.as_ref()?.disks.get(&of.cloned()).copied()
+    /// Returns a snapshot's disk.
+    pub(super) fn captured_disk(&self, snapshot: &Uid, of: Option<&Uid>) -> Option<CapturedDisk> {
+        self.snapshots.get(snapshot)?.0.as_ref()?.disks.get(&of.cloned()).cloned()
     }
 
     /// Returns the disks to copy; `None` when one is missing.
-    fn disks_to_capture(&self, plan: &CapturePlan) -> Option<BTreeMap<Option<Uid>, (Bytes, u64)>> {
+    fn disks_to_capture(&self, plan: &CapturePlan) -> Option<BTreeMap<Option<Uid>, CapturedDisk>> {
         let root = [(None, &plan.disk)];
         let all = root.into_iter().chain(plan.volumes.iter().map(|disk| (Some(disk.clone()), disk)));
-        all.map(|(of, disk)| Some((of, (*self.disks.get(disk)?, self.age(disk))))).collect()
+        let captured = |disk: &Uid| {
+            let lower_layer = self.lower_layers.get(disk).cloned();
+            Some(CapturedDisk { size: *self.disks.get(disk)?, age: self.age(disk), lower_layer })
+        };
+        all.map(|(of, disk)| Some((of, captured(disk)?))).collect()
     }
 
     /// Returns the VM at one moment, held while it is copied.

@@ -275,6 +275,7 @@ impl Vmms for World {
             if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
                 return Err(refuse(HostErrorKind::Conflict, "the tap is in use"));
             }
+            state.put_over(&plan.owner, &plan.overlay, &plan.rootfs);
             // A VM that boots knows nothing of its disks yet.
             state.begin_to_write(&plan.owner, &mut disks);
             state.next_pid += 1;

@@ -1,6 +1,6 @@
 //! Simulated writes: a VM's memory knows the state of its disks, and this checks whether it still holds.
 
-use stead_schemas::names::Uid;
+use stead_schemas::names::{Digest, Uid};
 
 use super::State;
 use crate::host::VolumeDisk;
@@ -39,6 +39,14 @@ impl State {
             *age = self.age(&disk.disk);
         }
         is_as_known
+    }
+
+    /// Notes that a root disk is used over this content of an image; records a corruption if it was over another.
+    pub(super) fn put_over(&mut self, owner: &Uid, disk: &Uid, content: &Digest) {
+        let first = self.lower_layers.entry(disk.clone()).or_insert_with(|| content.clone());
+        if first != content {
+            self.corrupted.push(owner.clone());
+        }
     }
 
     /// Records a corruption when two VMs have the same disk and one of them writes to it.

@@ -82,7 +82,7 @@ pub fn create(
             overlay: present_size(tx, &instance.spec.allocated.disk, instance.spec.overlay),
             ..instance.spec.clone()
         }),
-        image_digest: instance.status.image_digest.clone(),
+        image_digest: instance.content().cloned(),
         compression: request.compression,
         pool: request.pool,
         volume_disks: captured(tx, &instance.spec),
@@ -115,6 +115,18 @@ fn give_up_name(tx: &mut Tx<'_>, source: &Uid, name: &Name) {
     if let Some(holder) = held.filter(|holder| holder.was_never_taken()) {
         tx.release(NAMES, claimed(source, name), &holder.meta.uid);
     }
+}
+
+/// Gives all snapshots of a source its new name.
+///
+/// # Errors
+/// Returns a refusal by the store's rules.
+pub(crate) fn rename_source(tx: &mut Tx<'_>, source: &Uid, name: &Name) -> Result<(), TxError> {
+    let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source));
+    for sibling in siblings.iter().filter(|sibling| !sibling.meta.is_deleting()) {
+        tx.update_spec::<Snapshot>(&sibling.meta.uid, None, |spec| spec.source_name = name.clone())?;
+    }
+    Ok(())
 }
 
 /// Returns the disks that a snapshot of an instance captures in addition to the root disk.

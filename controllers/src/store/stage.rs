@@ -470,6 +470,7 @@ fn moved(before: Option<&Erased>, after: Option<&Erased>) -> (Vec<Ref>, Vec<Ref>
 fn is_status_change(before: &Erased, after: &Erased) -> bool {
     let (old, new) = (before.meta(), after.meta());
     old.generation == new.generation
+        && old.name == new.name
         && old.tags == new.tags
         && old.deletion_requested_at == new.deletion_requested_at
         && old.finalizers == new.finalizers

@@ -211,14 +211,26 @@ impl<'a> Tx<'a> {
         name: Name,
         tags: Tags,
     ) -> Result<Arc<Object<K>>, TxError> {
+        let old = self.rename::<K>(uid, name)?;
+        let meta = Meta { tags, owner: None, created_at: self.now, ..old.meta.clone() };
+        Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
+    }
+
+    /// Gives the object another name. The name that it has already changes nothing.
+    ///
+    /// # Errors
+    /// Returns `NameTaken`, `NotFound`, `Unreadable` or `Deleting`.
+    pub fn rename<K: Kind>(&mut self, uid: &Uid, name: Name) -> Result<Arc<Object<K>>, TxError> {
         let old = self.for_update::<K>(uid, None)?;
         let kind = K::NAME;
-        if let Some(by) = self.stage.named(kind, &name) {
-            return Err(TxError::NameTaken { kind, name, by });
+        match self.stage.named(kind, &name) {
+            Some(by) if by == *uid => return Ok(old),
+            Some(by) => return Err(TxError::NameTaken { kind, name, by }),
+            None => {}
         }
         self.stage.put_name(kind, &old.meta.name, uid, false);
         self.stage.put_name(kind, &name, uid, true);
-        let meta = Meta { name, tags, owner: None, created_at: self.now, ..old.meta.clone() };
+        let meta = Meta { name, ..old.meta.clone() };
         Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
     }
 

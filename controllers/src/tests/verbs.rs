@@ -134,7 +134,9 @@ fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (
         Asked::Restore => RESTORE(tx, uid),
         Asked::Fork => fork(false)(tx),
         Asked::ForkFromRunning => fork(true)(tx),
-        Asked::RestoreInPlace => admission::restore_snapshot(tx, uid, snapshot, Target::default()).map(drop),
+        Asked::RestoreInPlace => {
+            admission::restore_snapshot(tx, uid, snapshot, Target::default(), "st").map(drop)
+        }
         Asked::SnapshotStandby | Asked::SnapshotStopped => {
             let kind =
                 if asked == Asked::SnapshotStandby { SnapshotKind::Standby } else { SnapshotKind::Stopped };

@@ -12,7 +12,7 @@ pub(super) fn notes(object: &Object<Instance>, next: &InstanceStatus) -> Vec<Str
         let generation = next.observed_generation;
         lines.push(format!("spec generation {generation}: run {} {}", spec.run, should_be(spec.power)));
     }
-    if let Some(digest) = next.image_digest.as_ref().filter(|_| before.image_digest.is_none()) {
+    if let Some(digest) = next.image_digest.as_ref().filter(|_| next.image_digest != before.image_digest) {
         lines.push(format!("the image {} is resolved to {digest}", spec.image));
     }
     if let Some(exit) = next.exit.as_ref().filter(|_| next.exit != before.exit) {

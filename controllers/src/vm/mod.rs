@@ -27,7 +27,8 @@
 //! Volumes: Ready --AddVolume, MountVolumes--> Ready with it; --MountVolumes, RemoveVolume, ForgetVolumes--> without.
 //!
 //! Changes that a running program cannot see wait for the moment in which the instance has no VM: nothing
-//! --ApplyChanges--> nothing, with the changed spec.
+//! --ApplyChanges--> nothing, with the changed spec. A program that should be started again for a new image runs on
+//! until the image is on the host: Ready --ApplyChanges--> Ready, and the spec asks for the next run.
 //!
 //! Automatic standby: --StandBy--> changes the spec to standby. A connection that arrives before the process
 //! is gone changes the spec back to running (--Wake-->). In standby the wake listener is active (--Watch-->).
@@ -142,7 +143,7 @@ pub enum Action {
         uid: Uid,
         standby: StandbyNo,
     },
-    /// Carries out the changes that wait for a start, under the spec of this generation.
+    /// Carries out the changes that wait for a start, or requests that start, under the spec of this generation.
     ApplyChanges(Uid, Generation),
     Watch(Uid, Box<NetworkCard>),
     Unwatch(Uid),

@@ -54,6 +54,10 @@ pub struct Blind {
 pub struct Parts {
     /// The content that the image object has ready now.
     pub image_ready: Option<Digest>,
+    /// The content that the image of the next start has ready now.
+    pub next_image_ready: Option<Digest>,
+    /// The reason why that image is not ready.
+    pub next_image_trouble: Option<String>,
     /// The reason why the image is not ready, in the image's own words.
     pub image_trouble: Option<(Reason, String)>,
     /// Run parameters of the pinned content; present only if its root file system is on disk.
@@ -187,7 +191,10 @@ async fn parts<H: Host>(
     let allocated = &object.spec.allocated;
     let (image_ready, image_trouble) =
         image(reconciler.store.get::<Image>(&allocated.image).as_deref(), object.spec.pull);
-    let pinned = match &object.status.image_digest {
+    let next = object.spec.pending.image.as_ref();
+    let next = next.map(|next| image(reconciler.store.get::<Image>(&next.image).as_deref(), next.pull));
+    let (next_image_ready, next_image_trouble) = next.unwrap_or_default();
+    let pinned = match object.content() {
         Some(digest) => reconciler.host.images().inspect(digest).await?,
         None => None,
     };
@@ -196,6 +203,8 @@ async fn parts<H: Host>(
     let hypervisor = machine.map_or(object.spec.hypervisor, |machine| machine.hypervisor);
     Ok(Parts {
         image_ready,
+        next_image_ready,
+        next_image_trouble: next_image_trouble.map(|(_, why)| why),
         image_trouble,
         image_config: pinned.map(|stored| stored.config),
         is_disk_ready: disk.as_ref().is_some_and(|disk| disk.is_ready()),

@@ -6,16 +6,29 @@ use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::validate::printable;
 
+use super::Observed;
 use crate::runtime::Moment;
 
 /// Reports the changes that wait. Without any there is no such condition.
-pub(super) fn report(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) {
+pub(super) fn report(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    seen: Option<&Observed>,
+    now: Moment,
+) {
     let fields = object.spec.pending.fields();
     if fields.is_empty() {
         status.conditions.retain(|condition| condition.kind != ConditionType::PendingChanges);
         return;
     }
-    let message = format!("the program sees these changes from its next start on: {}", fields.join(", "));
+    let mut message = format!("the program sees these changes from its next start on: {}", fields.join(", "));
+    let trouble = seen.and_then(|seen| seen.parts.next_image_trouble.as_ref());
+    if let Some(why) = trouble.filter(|_| object.next_content().is_none()) {
+        message.push_str(&format!("; {why}"));
+    }
+    if object.spec.pending.restarts && !object.is_restart_due() {
+        message.push_str("; it is started again once the new image is on this host");
+    }
     let new = Condition {
         kind: ConditionType::PendingChanges,
         status: ConditionStatus::True,

@@ -7,6 +7,7 @@ use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmD
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::numbers::LaunchId;
+use stead_schemas::root_image::PinnedImage;
 
 use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
@@ -65,7 +66,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     report_headers(&mut status, object, seen, end.now);
     vmm_limits::report(&mut status, object, end.now);
     confinement::report(&mut status, object, seen, end.now);
-    pending::report(&mut status, object, end.now);
+    pending::report(&mut status, object, seen, end.now);
     memory::record(&mut status, object, seen, end.now);
     live_volumes::record(&mut status, object, seen, end.now);
     status
@@ -98,12 +99,15 @@ fn report_headers(
     condition::set(&mut status.conditions, new);
 }
 
-/// Pins the content once, when the image is first observed ready.
+/// Pins the content once, when the image is first observed ready, and the content of the image that waits for the next
+/// start.
 fn pin_image(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
-    if status.image_digest.is_none() {
-        let origin_digest = object.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
-        status.image_digest = origin_digest.or_else(|| seen.parts.image_ready.clone());
-    }
+    status.image_digest = object.content().or(seen.parts.image_ready.as_ref()).cloned();
+    status.image_version = object.spec.image_version;
+    status.next_image = object.spec.pending.image.as_ref().and_then(|next| {
+        let digest = object.next_content().or(seen.parts.next_image_ready.as_ref())?.clone();
+        Some(PinnedImage { image: next.image.clone(), pull: next.pull, digest })
+    });
 }
 
 /// Records the highest number of a launch or a saved memory. The next launch has the number after it.

@@ -33,14 +33,6 @@ impl BandwidthAsked {
         Self { download: limit(DOWNLOAD), upload: limit(UPLOAD) }
     }
 
-    /// Reads the limits that a change of an instance names.
-    pub(super) fn read_change(fields: &mut Fields, errors: &mut FieldErrors) -> Self {
-        let Some(mut network) = fields.object("network", errors) else { return Self::default() };
-        let asked = Self::read(&mut network, errors);
-        network.finish(errors);
-        asked
-    }
-
     /// Returns the limits that ask for something, as the problems that they are without a network.
     #[must_use]
     pub fn without_network(self) -> FieldErrors {
@@ -68,12 +60,13 @@ impl BandwidthAsked {
 mod tests {
     use serde_json::{Value, json};
 
+    use super::super::network::NetworkAsked;
     use super::*;
 
     fn read(network: Value) -> Result<BandwidthAsked, Vec<(String, &'static str)>> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(json!({ "network": network }), &mut errors);
-        let asked = BandwidthAsked::read_change(&mut fields, &mut errors);
+        let asked = NetworkAsked::read(&mut fields, &mut errors).bandwidth;
         fields.finish(&mut errors);
         let problems: Vec<_> = errors.iter().map(|error| (error.path.clone(), error.code)).collect();
         if problems.is_empty() { Ok(asked) } else { Err(problems) }
@@ -107,10 +100,10 @@ mod tests {
         let before = Rates { download: Some(Rate(5)), upload: Some(Rate(6)), disk: Some(Rate(7)) };
         assert_eq!(asked.changed(before), Rates { upload, ..before });
         assert_eq!(
-            read(json!({ "bandwidth_upload": 8, "enabled": false })),
+            read(json!({ "bandwidth_upload": "8Mbps", "enabled": false, "mtu": 1 })),
             Err(vec![
                 ("network.bandwidth_upload".to_owned(), "invalid_bandwidth_upload"),
-                ("network.enabled".to_owned(), "invalid_request"),
+                ("network.mtu".to_owned(), "invalid_request"),
             ])
         );
     }

@@ -118,6 +118,12 @@ impl Fields {
         self.object.get(key).is_some_and(|value| !value.is_null())
     }
 
+    /// True if no field is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.object.values().all(Value::is_null)
+    }
+
     /// Takes a whole number within bounds.
     pub fn number(
         &mut self,

@@ -8,11 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::bandwidth::BandwidthAsked;
 use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::hotplug::{HOTPLUGGED, HotplugAsked, check_part};
+use super::network::NetworkAsked;
 use super::pending::{Applies, PendingView};
 use super::policy::RestartView;
 use super::schema::{TagMap, Time};
@@ -75,13 +75,11 @@ impl InstanceRequest {
     pub fn read(body: Value, node: &NodeOffer) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
-        let name = fields.required_text("name", &mut errors);
-        let name = name.and_then(|text| errors.take("name", INVALID, Name::new_resource(&text)));
-        let image = fields.required_text("image", &mut errors);
-        let image = image.and_then(|text| errors.take("image", "invalid_name", text.parse()));
+        let name = fields.required_text("name", &mut errors).and_then(|text| name(&text, &mut errors));
+        let image = fields.required_text("image", &mut errors).and_then(|text| image(&text, &mut errors));
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
-        let platform = platform(&mut fields, node.platform, &mut errors);
+        let platform = platform(&mut fields, node.platform, &mut errors).unwrap_or(node.platform);
         let pulls_always = pulls_always(&mut fields, &mut errors);
         let hypervisor = hypervisor(&mut fields, "hypervisor", node, &mut errors);
         let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
@@ -93,7 +91,8 @@ impl InstanceRequest {
         let env = env::read(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
         let cmd = argv(&mut fields, "cmd", &mut errors);
-        let (has_network, bandwidth) = network(&mut fields, &mut errors);
+        let network = NetworkAsked::read(&mut fields, &mut errors);
+        let has_network = network.enabled.unwrap_or(true);
         let skip_guest_agent = fields.flag("skip_guest_agent", &mut errors).unwrap_or(false);
         let skip_kernel_headers = fields.flag("skip_kernel_headers", &mut errors).unwrap_or(false);
         let restart = policy::restart(&mut fields, &mut errors).unwrap_or_default();
@@ -120,7 +119,7 @@ impl InstanceRequest {
                 hotplug: hotplug.size.unwrap_or_default(),
                 hotplugged: hotplug.part,
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
-                rates: bandwidth.changed(Rates { disk: disk_rate, ..Rates::default() }),
+                rates: network.bandwidth.changed(Rates { disk: disk_rate, ..Rates::default() }),
                 env,
                 entrypoint,
                 cmd,
@@ -140,7 +139,17 @@ impl InstanceRequest {
     }
 }
 
-fn pulls_always(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
+/// Parses the name of a new instance, or the new name of an instance.
+pub(super) fn name(text: &str, errors: &mut FieldErrors) -> Option<Name> {
+    errors.take("name", INVALID, Name::new_resource(text))
+}
+
+/// Parses the reference of an image.
+pub(super) fn image(text: &str, errors: &mut FieldErrors) -> Option<ImageRef> {
+    errors.take("image", "invalid_name", text.parse())
+}
+
+pub(super) fn pulls_always(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
     match fields.text("pull", errors).as_deref() {
         None | Some("missing") => false,
         Some("always") => true,
@@ -151,17 +160,14 @@ fn pulls_always(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
     }
 }
 
-fn platform(fields: &mut Fields, default: Platform, errors: &mut FieldErrors) -> Platform {
-    let given: Option<Platform> = fields.parsed("platform", "invalid_platform", errors);
-    match given {
-        Some(platform) if platform != default => {
-            let message = format!("is {}, which this host cannot run", platform.as_str());
-            errors.push(fields.path("platform"), "platform_not_available", message);
-            platform
-        }
-        Some(platform) => platform,
-        None => default,
+/// Reads the platform of an image, which must be that of the host.
+pub(super) fn platform(fields: &mut Fields, host: Platform, errors: &mut FieldErrors) -> Option<Platform> {
+    let given: Platform = fields.parsed("platform", "invalid_platform", errors)?;
+    if given != host {
+        let message = format!("is {}, which this host cannot run", given.as_str());
+        errors.push(fields.path("platform"), "platform_not_available", message);
     }
+    Some(given)
 }
 
 /// Reads the name of a hypervisor. It must be the default or available on this host.
@@ -187,24 +193,6 @@ pub(super) fn hypervisor(
 
 pub(super) fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<String>> {
     fields.texts(key, limits::ARGV_MAX, limits::ARG_BYTES_MAX, errors)
-}
-
-/// Reads whether the instance has a network, and the limits of its traffic.
-fn network(fields: &mut Fields, errors: &mut FieldErrors) -> (bool, BandwidthAsked) {
-    let Some(mut network) = fields.object("network", errors) else {
-        return (true, BandwidthAsked::default());
-    };
-    let is_enabled = network.flag("enabled", errors).unwrap_or(true);
-    let bandwidth = BandwidthAsked::read(&mut network, errors);
-    if !is_enabled {
-        bandwidth
-            .without_network()
-            .iter()
-            .for_each(|error| errors.push(&error.path, error.code, &error.message));
-    }
-    unsupported::refuse_egress(&mut network, errors);
-    network.finish(errors);
-    (is_enabled, bandwidth)
 }
 
 /// The optional body of `POST …/start`: the fields it contains replace the stored values.

@@ -2,23 +2,26 @@
 
 use serde_json::Value;
 
-use super::bandwidth::BandwidthAsked;
 use super::fields::Fields;
 use super::hotplug::{HOTPLUGGED, HotplugAsked};
-use super::instance::{argv, hypervisor};
-use super::{auto_standby, compression, env, health, policy, rates, sizes};
+use super::instance::{argv, hypervisor, image, name, platform, pulls_always};
+use super::network::NetworkAsked;
+use super::{auto_standby, compression, env, health, policy, rates, sizes, unsupported};
 use crate::compression::SnapshotPolicy;
 use crate::health::HealthCheck;
 use crate::instance::Pending;
 use crate::limits;
 use crate::meta::Tags;
+use crate::names::{ImageRef, Name, Platform};
 use crate::node::NodeOffer;
+use crate::pending::NETWORK_ENABLED;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy};
 use crate::quantity::{Bytes, Rate};
 use crate::validate::{FieldErrors, tags as check_tags};
 
-/// Fields that change at once, whether the program runs or not.
-const LIVE: [&str; 10] = [
+/// Fields that change at once, whether the program runs or not, apart from `network`.
+const LIVE: [&str; 13] = [
+    "name",
     "tags",
     "restart_policy",
     "ttl",
@@ -27,13 +30,27 @@ const LIVE: [&str; 10] = [
     "auto_standby",
     "snapshot_policy",
     "disk_io_bps",
-    "network",
     HOTPLUGGED,
+    "devices",
+    "gpu",
+    "credentials",
 ];
+/// Fields about the image, which a running program does not see.
+const IMAGE: [&str; 3] = ["image", "platform", "pull"];
+
+/// The image that a request asks for. What is not given stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageAsked {
+    pub reference: Option<ImageRef>,
+    pub platform: Option<Platform>,
+    /// True if the root begins anew with what the reference means now, even if the reference stays.
+    pub pulls_always: bool,
+}
 
 /// The body of `PATCH /instances/{id}`: the fields it contains are changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InstancePatch {
+    pub name: Option<Name>,
     pub tags: Option<Tags>,
     pub restart_policy: Option<RestartPolicy>,
     pub expiry: Option<Expiry>,
@@ -43,7 +60,8 @@ pub struct InstancePatch {
     pub snapshot_policy: Option<SnapshotPolicy>,
     /// The new limit of the disks; 0 removes the limit.
     pub disk_rate: Option<Rate>,
-    pub bandwidth: BandwidthAsked,
+    pub network: NetworkAsked,
+    pub image: Option<ImageAsked>,
     /// The new part of the hotplug memory that the guest should have.
     pub hotplugged: Option<Bytes>,
     /// The changes that a running program cannot see.
@@ -52,6 +70,8 @@ pub struct InstancePatch {
     pub restarts: bool,
     /// The fields of the request that change at once, by name.
     pub live: Vec<&'static str>,
+    /// The fields of the request that a running program cannot see and that are not in `deferred`, by name.
+    pub others: Vec<&'static str>,
 }
 
 impl InstancePatch {
@@ -66,11 +86,21 @@ impl InstancePatch {
             errors.push("body", "invalid_request", "must name at least one field to change");
         }
         let mut fields = Fields::body(body, &mut errors);
-        let live = LIVE.into_iter().filter(|name| fields.has(name)).collect();
+        let mut live: Vec<_> = LIVE.into_iter().filter(|name| fields.has(name)).collect();
+        let mut others: Vec<_> = IMAGE.into_iter().filter(|name| fields.has(name)).collect();
+        let name = fields.text("name", &mut errors).and_then(|text| name(&text, &mut errors));
+        let image = image_asked(&mut fields, node, !others.is_empty(), &mut errors);
+        let network = NetworkAsked::read(&mut fields, &mut errors);
+        live.extend(network.names_more.then_some("network"));
+        others.extend(network.enabled.map(|_| NETWORK_ENABLED));
+        unsupported::refuse_fields(&mut fields, &mut errors);
         let tags = fields.map("tags", &mut errors);
         check_tags(&mut errors, "tags", tags.as_ref().unwrap_or(&Tags::new()));
         let hotplug = HotplugAsked::read(&mut fields, &mut errors);
         let patch = Self {
+            name,
+            image,
+            network,
             tags,
             hotplugged: hotplug.part,
             restart_policy: policy::restart(&mut fields, &mut errors),
@@ -79,14 +109,26 @@ impl InstancePatch {
             auto_standby: auto_standby::policy(&mut fields, &mut errors),
             snapshot_policy: compression::policy(&mut fields, &mut errors),
             disk_rate: rates::disk(&mut fields, &mut errors),
-            bandwidth: BandwidthAsked::read_change(&mut fields, &mut errors),
             deferred: deferred(&mut fields, node, hotplug.size, &mut errors),
             restarts: fields.flag("restart", &mut errors).unwrap_or(false),
             live,
+            others,
         };
         fields.finish(&mut errors);
         errors.into_result().map(|()| patch)
     }
+}
+
+fn image_asked(
+    fields: &mut Fields,
+    node: &NodeOffer,
+    is_given: bool,
+    errors: &mut FieldErrors,
+) -> Option<ImageAsked> {
+    let reference = fields.text("image", errors).and_then(|text| image(&text, errors));
+    let platform = platform(fields, node.platform, errors);
+    let asked = ImageAsked { reference, platform, pulls_always: pulls_always(fields, errors) };
+    is_given.then_some(asked)
 }
 
 fn deferred(
@@ -106,5 +148,6 @@ fn deferred(
         hypervisor: hypervisor(fields, "hypervisor", node, errors),
         skip_guest_agent: fields.flag("skip_guest_agent", errors),
         skip_kernel_headers: fields.flag("skip_kernel_headers", errors),
+        ..Pending::default()
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::instance::{Hypervisor, Pending, Secret};
+use crate::instance::{CardChange, Hypervisor, Pending, Secret};
 use crate::quantity::Bytes;
 
 /// Text instead of a secret value.
@@ -58,6 +58,20 @@ pub struct PendingView {
     /// True if the headers of the kernel are left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_kernel_headers: Option<bool>,
+    /// New image, normalised. The root file system begins anew with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// New connection to the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkChangeView>,
+}
+
+/// A change of an instance's connection to the network that waits for its next start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PendingNetwork")]
+pub struct NetworkChangeView {
+    /// True if the instance will be connected to the network of the host.
+    pub enabled: bool,
 }
 
 impl PendingView {
@@ -79,6 +93,11 @@ impl PendingView {
             hypervisor: pending.hypervisor,
             skip_guest_agent: pending.skip_guest_agent,
             skip_kernel_headers: pending.skip_kernel_headers,
+            image: pending.image.as_ref().map(|next| next.reference.to_string()),
+            network: pending
+                .card
+                .as_ref()
+                .map(|card| NetworkChangeView { enabled: *card != CardChange::Remove }),
         })
     }
 }

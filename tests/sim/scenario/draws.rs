@@ -68,6 +68,22 @@ impl Play {
         Pending { vcpus, memory, hotplug, hypervisor, ..Pending::default() }
     }
 
+    /// Draws a new name of an instance, which another may have.
+    pub(super) fn new_name(&mut self) -> Option<Name> {
+        let is_given = self.rng.chance(200);
+        is_given.then(|| Name::resource(&format!("i{}", self.rng.below(4))).expect("valid"))
+    }
+
+    /// Draws another image, perhaps one that does not exist, or the present one anew.
+    pub(super) fn image(&mut self) -> Option<ImageAsked> {
+        let is_given = self.rng.chance(300);
+        is_given.then(|| ImageAsked {
+            reference: self.rng.chance(800).then(|| reference(IMAGES[self.play_count(3) as usize])),
+            platform: None,
+            pulls_always: self.rng.chance(300),
+        })
+    }
+
     /// Takes memory back from instances for some seconds.
     pub(super) async fn reclaim(&mut self) {
         let (bytes, held) = (self.rng.below(1 << 30), Duration::from_secs(1 + self.rng.below(60)));

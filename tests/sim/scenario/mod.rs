@@ -20,8 +20,8 @@ use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission::{self, Target};
 use stead_schemas::api::{
-    BandwidthAsked, CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart,
-    ScheduleRequest, StandbyRequest,
+    BandwidthAsked, CompressionAsked, ImageAsked, IngressRequest, InstancePatch, InstanceRequest,
+    InstanceStart, NetworkAsked, ScheduleRequest, StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::health::{HealthCheck, Probe};
@@ -202,8 +202,8 @@ impl Play {
                 69..=74 if self.is_storing => self.volume().await,
                 30..=39 => self.stop().await,
                 40..=49 => self.start().await,
-                50..=57 => self.delete().await,
-                58 => self.patch().await,
+                50..=55 => self.delete().await,
+                56..=58 => self.patch().await,
                 59 => self.reclaim().await,
                 60..=64 => self.touch_image().await,
                 65..=79 => {
@@ -302,12 +302,17 @@ impl Play {
         // Sometimes a policy is set, removed or changed.
         let auto_standby = self.auto_standby();
         let Rates { download, upload, disk: disk_rate } = self.rates();
+        let enabled = self.rng.chance(300).then(|| self.rng.chance(600));
         let bandwidth = BandwidthAsked { download, upload };
+        let network = NetworkAsked { enabled, bandwidth, names_more: true };
         let (deferred, restarts) = (self.deferred(), self.rng.chance(300));
+        let (name, image) = (self.new_name(), self.image());
         let patch = InstancePatch {
+            name,
+            image,
             health,
             auto_standby,
-            bandwidth,
+            network,
             disk_rate,
             hotplugged: self.hotplugged(),
             deferred,
@@ -315,10 +320,10 @@ impl Play {
             ..InstancePatch::default()
         };
         self.log.push(format!(
-            "patch {uid} {:?} {bandwidth:?} {disk_rate:?} {:?} {restarts}",
-            patch.health, patch.deferred
+            "patch {uid} {:?} {:?} {:?} {network:?} {disk_rate:?} {:?} {restarts}",
+            patch.name, patch.image, patch.health, patch.deferred
         ));
-        let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
+        let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch, "st")).await;
     }
 
     async fn stop(&mut self) {

@@ -52,7 +52,11 @@ impl Play {
                 }
             }
             1 => {
-                drop(store.transact(move |tx| admission::restore_snapshot(tx, &source, &uid, target)).await);
+                drop(
+                    store
+                        .transact(move |tx| admission::restore_snapshot(tx, &source, &uid, target, "st"))
+                        .await,
+                );
             }
             2 => {
                 self.has_removed = true;

@@ -6,21 +6,18 @@
 use std::sync::Arc;
 
 use stead_schemas::api::InstanceRequest;
-use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
-use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Pending, Power, PowerCause};
 use stead_schemas::meta::Object;
-use stead_schemas::names::{Name, Uid};
+use stead_schemas::names::Uid;
 use stead_schemas::numbers::{GrantNo, RunNo, StandbyNo};
 
 use super::update::expires_at;
-use super::{declared, owner, volumes};
+use super::{declared, image, owner, volumes};
 use crate::disk::admission::new_disk;
-use crate::image::admission as images;
 use crate::nic::admission::{self as nics, TapForm};
 use crate::node::admission::within_room;
-use crate::refused::{Refused, RefusedKind};
+use crate::refused::Refused;
 use crate::store::{New, Tx};
 
 /// Claim table of guest context ids; vsock(7) reserves 0 to 2.
@@ -46,7 +43,7 @@ fn stage(
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let uid = tx.next_uid();
-    let (image, pull) = image(tx, &request)?;
+    let (image, pull) = image::find_or_pull(tx, &request.image, request.platform, request.pulls_always)?;
     let disk = DiskSpec::empty(request.overlay, DiskPurpose::RootOverlay);
     let form = || TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus, &request.rates);
     let tap = request.has_network.then(form);
@@ -58,6 +55,7 @@ fn stage(
         image: request.image,
         platform: request.platform,
         pull,
+        image_version: 0,
         vcpus: request.vcpus,
         memory: request.memory,
         hotplug: request.hotplug,
@@ -116,36 +114,4 @@ pub(super) fn allocate(
         .ok_or_else(|| Refused::no_room("no guest context id is free"))?;
     let nic = tap.map(|form| nics::create(tx, &owner, form)).transpose()?;
     Ok(Allocated { image, disk: new_disk(tx, owner, disk)?, nic, cid })
-}
-
-/// Finds the image object of the reference, or creates it so that the image is pulled. Also returns the
-/// number of the pull that the content has to come from.
-fn image(tx: &mut Tx<'_>, request: &InstanceRequest) -> Result<(Uid, u64), Refused> {
-    let found = tx.find::<Image>(&Name::from(&request.image));
-    // An image that was imported or named on this host is not requested from any registry.
-    let is_local = |image: &Object<Image>| matches!(image.spec.source, ImageSource::Local { .. });
-    let asks = request.pulls_always && !found.as_deref().is_some_and(is_local);
-    let Some(image) = found.filter(|_| !asks) else {
-        let image = images::create(tx, &request.image, request.platform, None)?;
-        return Ok((image.meta.uid.clone(), if asks { image.spec.pull } else { 0 }));
-    };
-    if image.status.phase == ImagePhase::Failed && failed_for_good(&image) {
-        let error = image.status.error.clone().unwrap_or_default();
-        let message = format!("image {} failed: {error}", image.meta.name);
-        return Err(Refused::new(RefusedKind::ImageNotReady, message));
-    }
-    Ok((image.meta.uid.clone(), 0))
-}
-
-fn failed_for_good(image: &Object<Image>) -> bool {
-    let ready = condition::find(&image.status.conditions, ConditionType::Ready);
-    ready.is_some_and(|ready| {
-        matches!(
-            ready.reason,
-            Reason::ImageNotFound
-                | Reason::ImageUnauthorized
-                | Reason::ImageInvalid
-                | Reason::PlatformNotAvailable
-        )
-    })
 }

@@ -9,7 +9,9 @@ mod create;
 mod delete;
 mod fork;
 mod from_snapshot;
+mod image;
 mod live_volumes;
+mod network;
 mod pool;
 mod power;
 mod reclaim;
@@ -17,6 +19,8 @@ mod restore;
 #[cfg(test)]
 mod tests;
 mod update;
+#[cfg(test)]
+mod update_tests;
 mod volumes;
 
 use std::sync::Arc;

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use stead_schemas::api::check_fits;
 use stead_schemas::disk::Disk;
-use stead_schemas::instance::{Instance, InstanceSpec, Pending, Power, PowerCause, State};
+use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Pending, Power, PowerCause, Rates, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::snapshot::Snapshot;
 
 use super::from_snapshot::{Goal, Target, disk_of, goal, origin, ready};
-use super::{declared, live, owner, volumes};
+use super::{declared, live, network, owner, volumes};
 use crate::disk::admission::new_disk;
 use crate::nic::admission as nics;
 use crate::node::admission::{self as nodes, within_room};
-use crate::refused::Refused;
+use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 
 /// Restores an instance that is down to one of its snapshots. A new disk replaces its own disk, whose content
@@ -23,14 +24,15 @@ use crate::store::Tx;
 ///
 /// # Errors
 /// Returns `NotFound`, `InvalidState` unless the instance is down, `Conflict` unless the snapshot is ready,
-/// `Invalid` or `NoRoom`.
+/// `InvalidHealthCheck` if the instance's check does not fit the snapshot, `Invalid` or `NoRoom`.
 pub fn restore_snapshot(
     tx: &mut Tx<'_>,
     uid: &Uid,
     snapshot: &Uid,
     target: Target,
+    tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
-    within_room(tx, |tx| stage(tx, uid, snapshot, target))
+    within_room(tx, |tx| stage(tx, uid, snapshot, target, tap_prefix))
 }
 
 fn stage(
@@ -38,6 +40,7 @@ fn stage(
     uid: &Uid,
     snapshot: &Uid,
     target: Target,
+    tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     let snapshot = ready(tx, snapshot)?;
@@ -65,9 +68,13 @@ fn stage(
     let disk = new_disk(tx, owner(uid), disk_of(&snapshot))?;
     let earlier = object.spec.allocated.disk.clone();
     let volumes = volumes::restore(tx, &snapshot, &object)?;
-    let now = tx.now();
+    let restored = restored(&object.spec, &snapshot, &goal, tx.now());
+    check_health(&restored)?;
+    network::discard(tx, object.spec.pending.card.as_ref())?;
+    let nic = network::fit(tx, uid, object.spec.allocated.nic.clone(), &restored, tap_prefix)?;
     let changed = tx.update_spec::<Instance>(uid, None, |spec| {
-        *spec = restored(spec, &snapshot, &goal, now);
+        *spec = restored;
+        spec.allocated.nic = nic;
         spec.volumes = volumes;
         spec.allocated.disk = disk;
         spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power, false));
@@ -80,12 +87,22 @@ fn stage(
     Ok(changed)
 }
 
+/// Checks that the health check of the instance fits a spec of the snapshot's network and agent.
+fn check_health(spec: &InstanceSpec) -> Result<(), Refused> {
+    let Some(check) = &spec.health else { return Ok(()) };
+    check_fits(check, spec.has_network, !spec.skip_guest_agent).map_err(|why| {
+        Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
+    })
+}
+
 /// Returns the spec of an instance that continues from a snapshot, with its own disks. The program and the machine
 /// settings come from the snapshot; the settings of the instance's life remain its own.
 fn restored(kept: &InstanceSpec, snapshot: &Object<Snapshot>, goal: &Goal, now: Timestamp) -> InstanceSpec {
     let kept = kept.clone();
+    let image = snapshot.spec.instance.allocated.image.clone();
     InstanceSpec {
-        allocated: kept.allocated,
+        allocated: Allocated { image, ..kept.allocated },
+        image_version: kept.image_version + 1,
         volumes: kept.volumes,
         restart: kept.restart,
         health: kept.health,
@@ -95,7 +112,10 @@ fn restored(kept: &InstanceSpec, snapshot: &Object<Snapshot>, goal: &Goal, now: 
         hold_until: kept.hold_until,
         memory_hold: None,
         snapshot_policy: kept.snapshot_policy,
-        rates: kept.rates,
+        rates: match snapshot.spec.instance.has_network {
+            true => kept.rates,
+            false => Rates { disk: kept.rates.disk, ..Rates::default() },
+        },
         compression: None,
         pending: Pending::default(),
         power: goal.power,

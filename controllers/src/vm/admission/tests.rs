@@ -192,7 +192,7 @@ async fn a_restore_in_place_changes_disk_run_and_hypervisor_at_once_and_a_refuse
         let before = store.get::<Instance>(&uid).expect("there");
         let target = Target { power: None, hypervisor: Some(Hypervisor::Firecracker) };
         let moved = uid.clone();
-        let restored = store.transact(move |tx| restore_snapshot(tx, &moved, &snapshot, target)).await;
+        let restored = store.transact(move |tx| restore_snapshot(tx, &moved, &snapshot, target, "st")).await;
         let after = store.get::<Instance>(&uid).expect("there");
         assert_eq!(restored.is_err(), is_refused, "{restored:?}");
         if is_refused {
@@ -326,7 +326,7 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
     };
     let patch = InstancePatch { auto_standby: Some(policy), ..InstancePatch::default() };
     let field = |path: &str| (RefusedKind::UnsupportedField, Some(path.to_owned()));
-    assert_eq!(refusal(store.transact(move |tx| update(tx, &at, patch)).await), field("auto_standby"));
+    assert_eq!(refusal(store.transact(move |tx| update(tx, &at, patch, "st")).await), field("auto_standby"));
     // What needs no capability is accepted.
     let at = uid.clone();
     store.transact(move |tx| stop(tx, &at)).await.expect("a stop");

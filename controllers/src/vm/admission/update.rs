@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::api::{
-    Applies, BandwidthAsked, HOTPLUGGED, InstancePatch, check_env, check_fits, check_part,
-};
-use stead_schemas::disk::Disk;
+use stead_schemas::api::{Applies, HOTPLUGGED, InstancePatch, check_env, check_fits, check_part};
+use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::goal::Goal;
-use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Rates, State};
+use stead_schemas::instance::{CardChange, Instance, InstanceSpec, Pending, Power, PowerCause, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::network::Nic;
 use stead_schemas::numbers::Generation;
 use stead_schemas::policy::Expiry;
+use stead_schemas::quantity::Bytes;
 
 use super::live_volumes::forget_leaving;
 use super::power::set_power;
-use super::{declared, live};
+use super::{declared, image, live, network, owner};
+use crate::disk::admission::new_disk;
 use crate::nic::admission as nics;
 use crate::node::admission::within_room;
 use crate::refused::{Refused, RefusedKind};
+use crate::snapshot::admission as snapshots;
 use crate::store::Tx;
 
 /// An instance after a change, and when the change of each field applies.
@@ -28,25 +30,37 @@ use crate::store::Tx;
 pub struct Updated {
     pub object: Arc<Object<Instance>>,
     pub changes: BTreeMap<String, Applies>,
+    /// The image object that the request asks for, if it asks for any.
+    pub image: Option<Uid>,
 }
 
 /// Changes the fields that the request names.
 ///
 /// # Errors
 /// Returns `NotFound`, `Expired` if the instance's time is over already, `InvalidState` if a program in standby should
-/// be started again, `InvalidExpiry`, `InvalidHealthCheck`, `InvalidDownload` or `InvalidUpload`, `Invalid`,
-/// `UnsupportedField` for what the hypervisor cannot carry out, and `NoRoom`.
-pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Updated, Refused> {
+/// be started again, `NameTaken`, `ImageNotReady`, `InvalidExpiry`, `InvalidHealthCheck`, `InvalidDownload` or
+/// `InvalidUpload`, `Invalid`, `UnsupportedField` for what the hypervisor cannot carry out, and `NoRoom`.
+pub fn update(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    patch: InstancePatch,
+    tap_prefix: &str,
+) -> Result<Updated, Refused> {
     let object = live(tx, uid)?;
     if object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
         return Err(Refused::new(RefusedKind::Expired, "the instance has expired and is being deleted"));
     }
     let applies = deferred_apply(&object, patch.restarts)?;
     let at_once = patch.live.iter().map(|name| ((*name).to_owned(), Applies::Now));
-    let deferred = patch.deferred.fields().into_iter().map(|name| (name.to_owned(), applies));
+    let deferred = patch.deferred.fields().into_iter().chain(patch.others.iter().copied());
+    let deferred = deferred.map(|name| (name.to_owned(), applies));
     let changes = at_once.chain(deferred).collect();
-    let object = within_room(tx, |tx| stage(tx, &object, patch, applies))?;
-    Ok(Updated { object, changes })
+    let names_image = patch.image.is_some();
+    let object = within_room(tx, |tx| stage(tx, &object, patch, applies, tap_prefix))?;
+    let spec = &object.spec;
+    let image = spec.pending.image.as_ref().map_or(&spec.allocated.image, |next| &next.image);
+    let image = names_image.then(|| image.clone());
+    Ok(Updated { object, changes, image })
 }
 
 /// Returns when changes apply that a running program cannot see.
@@ -64,10 +78,19 @@ fn stage(
     object: &Object<Instance>,
     patch: InstancePatch,
     applies: Applies,
+    tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let (uid, now) = (&object.meta.uid, tx.now());
     let expiry = patch.expiry.map(|expiry| expires_at(expiry, now)).transpose()?;
-    let rates = change_limits(tx, object, patch.bandwidth)?;
+    let mut next = object.spec.clone();
+    next.defer(patch.deferred);
+    let image = image::change(tx, &next, patch.image)?;
+    let (rates, card) = network::change(tx, object, &next.after_start(), patch.network, tap_prefix)?;
+    let pending = Pending { image, card, ..next.pending };
+    if let Some(name) = patch.name {
+        snapshots::rename_source(tx, uid, &name)?;
+        tx.rename::<Instance>(uid, name)?;
+    }
     if let Some(tags) = patch.tags {
         tx.update_tags::<Instance>(uid, None, tags)?;
     }
@@ -83,10 +106,17 @@ fn stage(
         spec.snapshot_policy = patch.snapshot_policy.or(spec.snapshot_policy);
         spec.rates.disk = patch.disk_rate.or(spec.rates.disk);
         spec.hotplugged = patch.hotplugged.or(spec.hotplugged);
-        spec.defer(patch.deferred);
+        spec.pending = pending;
         if applies == Applies::WithRestart {
             set_power(spec, Power::Running, PowerCause::Client, now);
-            spec.run = spec.run.next();
+            // A program is not ended for an image that may be long in coming.
+            spec.pending.restarts = spec.pending.image.is_some();
+            if !spec.pending.restarts {
+                spec.run = spec.run.next();
+            }
+        }
+        if spec.pending.fields().is_empty() {
+            spec.pending = Pending::default();
         }
     })?;
     check(tx, &object.spec, &changed.spec.after_start())?;
@@ -96,10 +126,8 @@ fn stage(
 /// Checks what was changed of a spec.
 fn check(tx: &Tx<'_>, before: &InstanceSpec, spec: &InstanceSpec) -> Result<(), Refused> {
     let has_agent = !spec.skip_guest_agent;
-    if let Some(check) = spec
-        .health
-        .as_ref()
-        .filter(|_| spec.health != before.health || spec.skip_guest_agent != before.skip_guest_agent)
+    if let Some(check) =
+        spec.health.as_ref().filter(|_| spec.health != before.health || has_other_reach(before, spec))
     {
         check_fits(check, spec.has_network, has_agent).map_err(|why| {
             Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
@@ -131,49 +159,62 @@ fn check(tx: &Tx<'_>, before: &InstanceSpec, spec: &InstanceSpec) -> Result<(), 
     Ok(())
 }
 
-/// Carries out the changes that wait for a start, if the spec is still of this generation.
+/// True if health checks reach the program in another way.
+fn has_other_reach(before: &InstanceSpec, spec: &InstanceSpec) -> bool {
+    (spec.has_network, spec.skip_guest_agent) != (before.has_network, before.skip_guest_agent)
+}
+
+/// Carries out the changes that wait for a start, or begins that start for a program that runs and waited for its new
+/// image, if the spec is still of this generation.
 ///
 /// # Errors
 /// Returns a refusal by the store's rules. What has changed meanwhile is left as it is.
 pub fn apply_changes(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<(), Refused> {
     let object = live(tx, uid).ok().filter(|object| object.meta.generation == generation);
-    object.map_or(Ok(()), |object| applied(tx, &object).map(drop))
+    let Some(object) = object else { return Ok(()) };
+    if object.spec.pending.restarts && matches!(object.goal(), Goal::Running(_)) {
+        tx.update_spec::<Instance>(uid, None, |spec| {
+            (spec.run, spec.pending.restarts) = (spec.run.next(), false);
+        })?;
+        return Ok(());
+    }
+    applied(tx, &object).map(drop)
 }
 
 fn applied(tx: &mut Tx<'_>, object: &Object<Instance>) -> Result<Arc<Object<Instance>>, Refused> {
     forget_leaving(tx, object)?;
-    let changed = tx.update_spec::<Instance>(&object.meta.uid, None, InstanceSpec::apply_pending)?;
-    if changed.spec.overlay > object.spec.overlay {
-        tx.update_spec::<Disk>(&changed.spec.allocated.disk, None, |disk| disk.size = changed.spec.overlay)?;
+    let (uid, before) = (&object.meta.uid, &object.spec);
+    let next = before.after_start();
+    let disk = match &before.pending.image {
+        Some(_) => Some(replace_disk(tx, object, next.overlay)?),
+        None => None,
+    };
+    let changed = tx.update_spec::<Instance>(uid, None, |spec| {
+        spec.apply_pending();
+        spec.allocated.disk = disk.unwrap_or_else(|| spec.allocated.disk.clone());
+    })?;
+    let spec = &changed.spec;
+    if spec.overlay > before.overlay {
+        tx.update_spec::<Disk>(&spec.allocated.disk, None, |disk| disk.size = spec.overlay)?;
+    }
+    if let Some(nic) =
+        before.allocated.nic.as_ref().filter(|_| before.pending.card == Some(CardChange::Remove))
+    {
+        tx.request_deletion::<Nic>(nic)?;
     }
     // The default limits of traffic depend on the number of processors.
-    if let Some(nic) = changed.spec.allocated.nic.as_ref().filter(|_| changed.spec.vcpus != object.spec.vcpus)
-    {
-        nics::limit(tx, nic, &changed.spec.rates, changed.spec.vcpus)?;
+    let has_other_limits = spec.vcpus != before.vcpus || spec.allocated.nic != before.allocated.nic;
+    if let Some(nic) = spec.allocated.nic.as_ref().filter(|_| has_other_limits) {
+        nics::limit(tx, nic, &spec.rates, spec.vcpus)?;
     }
     Ok(changed)
 }
 
-/// Changes the limits of the instance's card. Returns the rates that the instance has then.
-fn change_limits(
-    tx: &mut Tx<'_>,
-    object: &Object<Instance>,
-    asked: BandwidthAsked,
-) -> Result<Rates, Refused> {
-    let Some(nic) = &object.spec.allocated.nic else {
-        let problems = asked.without_network();
-        let kind = match problems.iter().next() {
-            None => return Ok(object.spec.rates),
-            Some(_) if asked.download.is_some_and(|rate| rate.0 > 0) => RefusedKind::InvalidDownload,
-            Some(_) => RefusedKind::InvalidUpload,
-        };
-        return Err(Refused::fields(kind, problems));
-    };
-    let rates = asked.changed(object.spec.rates);
-    if rates != object.spec.rates {
-        nics::limit(tx, nic, &rates, object.spec.vcpus)?;
-    }
-    Ok(rates)
+/// Replaces the root disk of an instance by an empty one, which never had another image below it.
+fn replace_disk(tx: &mut Tx<'_>, object: &Object<Instance>, size: Bytes) -> Result<Uid, Refused> {
+    let disk = new_disk(tx, owner(&object.meta.uid), DiskSpec::empty(size, DiskPurpose::RootOverlay))?;
+    tx.request_deletion::<Disk>(&object.spec.allocated.disk)?;
+    Ok(disk)
 }
 
 /// Returns the expiry that a request asks for, as a time.

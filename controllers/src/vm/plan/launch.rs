@@ -22,7 +22,7 @@ pub(super) fn plan_launch(
     now: Moment,
 ) -> Plan<Action> {
     let parts = &seen.parts;
-    let Some(digest) = &object.status.image_digest else {
+    let Some(digest) = object.content() else {
         // The status of this pass pins the content.
         return match &parts.image_trouble {
             Some((reason, message)) => wait(*reason, message.clone(), None),

@@ -58,6 +58,12 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     }
     let desired = Desired::Present(object);
     match (Situation::of(&desired, seen), goal(&desired)) {
+        (Situation::Wanted(_), Goal::Running(_)) if object.is_restart_due() && !wake::has_pending(seen) => {
+            apply_changes(object)
+        }
+        (Situation::Wanted(_), Goal::Running(_)) if is_next_image_new(object, seen) => {
+            record(Reason::WaitingForImage, "recording the content of the image of the next start")
+        }
         (Situation::Wanted(machine), _) => match plan_up(object, machine, seen, now) {
             Plan::Converged => {
                 let live = live_volumes::plan(object, machine, seen);
@@ -71,9 +77,7 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
         (Situation::Nothing, Goal::Absent) => Plan::Converged,
         // Nothing is left of the program that could not see the changes.
-        (Situation::Nothing, _) if has_changes(object) => {
-            act(Action::ApplyChanges(object.meta.uid.clone(), object.meta.generation))
-        }
+        (Situation::Nothing, _) if has_changes(object) => apply_changes(object),
         (Situation::Nothing, Goal::Stopped) => Plan::Converged,
         (Situation::Saved(_) | Situation::UselessMemory, Goal::Absent | Goal::Stopped) => {
             act(Action::DiscardMemory(object.meta.uid.clone()))
@@ -95,6 +99,17 @@ fn has_changes(object: &Object<Instance>) -> bool {
     let is_changed =
         !object.spec.pending.is_empty() || object.spec.volumes.iter().any(|mount| mount.is_leaving);
     is_changed && object.awaits_memory().is_none()
+}
+
+fn apply_changes(object: &Object<Instance>) -> Plan<Action> {
+    act(Action::ApplyChanges(object.meta.uid.clone(), object.meta.generation))
+}
+
+/// True if the content of the image that waits for the next start is on the host, and not recorded yet.
+fn is_next_image_new(object: &Object<Instance>, seen: &Observed) -> bool {
+    object.spec.pending.image.is_some()
+        && object.next_content().is_none()
+        && seen.parts.next_image_ready.is_some()
 }
 
 /// Brings a VM of the wanted run to a running program, or records its end.

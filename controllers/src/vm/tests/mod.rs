@@ -76,6 +76,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             skip_guest_agent: false,
             skip_kernel_headers: false,
             pull: 0,
+            image_version: 0,
             restart: RestartPolicy::default(),
             health: None,
             health_version: 0,

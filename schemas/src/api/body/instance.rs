@@ -193,6 +193,17 @@ pub struct HeaderFormat {
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields, extend("minProperties" = 1))]
 pub struct InstanceUpdate {
+    /// New name, unique on this host. It applies at once; the guest has it as its host name from the next start on.
+    pub name: Option<NewName>,
+    /// New image, from the next start on. It is pulled at once when this host does not have it, and with `restart` the
+    /// program runs on until it is there. The root file system then begins anew with it: the files that the program
+    /// wrote outside of its volumes are lost.
+    pub image: Option<ImageReference>,
+    /// Platform of the image. Only the platform of this host can be run.
+    pub platform: Option<Platform>,
+    /// Rule for an image that this host has already; `missing` by default. `always` begins the root file system anew
+    /// with what the reference means now, even if `image` is the present image or is not given.
+    pub pull: Option<Pull>,
     /// New tags, which replace all tags. They apply at once.
     pub tags: Option<TagMap>,
     /// New policy of restarts. It applies at once.
@@ -209,8 +220,16 @@ pub struct InstanceUpdate {
     pub snapshot_policy: Option<SnapshotPolicyRequest>,
     /// New limit of the disks, which applies at once; a rate of 0 removes the limit.
     pub disk_io_bps: Option<RateText>,
-    /// New limits of the traffic, which apply at once.
+    /// New connection to the network, and new limits of the traffic.
     pub network: Option<NetworkUpdate>,
+    /// PCI devices to pass through. They are not supported yet: only an empty list is accepted.
+    #[schemars(length(max = 0))]
+    pub devices: Option<Vec<String>>,
+    /// Virtual GPU. It is not supported yet: only an empty profile is accepted.
+    pub gpu: Option<GpuRequest>,
+    /// Credentials that mediated egress injects. They are not supported yet: only an empty object is accepted.
+    #[schemars(extend("maxProperties" = 0))]
+    pub credentials: Option<BTreeMap<String, CredentialRequest>>,
     /// New number of virtual CPUs, from the next start on.
     #[schemars(range(min = 1, max = limits::VCPUS_MAX))]
     pub vcpus: Option<u32>,
@@ -235,19 +254,24 @@ pub struct InstanceUpdate {
     pub skip_guest_agent: Option<bool>,
     /// True to leave out the headers of the guest's kernel, from the next start on.
     pub skip_kernel_headers: Option<bool>,
-    /// True to start a program that runs again, so that it sees the changes now. An instance that does not run is not
-    /// started.
+    /// True to start a program that runs again, so that it sees the changes now, or once a new image is on this host. An
+    /// instance that does not run is not started.
     pub restart: Option<bool>,
 }
 
-/// The limits of an instance's traffic that are changed.
+/// The parts of an instance's network that are changed.
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct NetworkUpdate {
-    /// New limit of the rate toward the guest, from 64kbps to 400Gbps; 0 means no limit.
+    /// True to connect the instance to the network of the host, false to disconnect it, from the next start on. Its
+    /// addresses are taken at once.
+    pub enabled: Option<bool>,
+    /// New limit of the rate toward the guest, from 64kbps to 400Gbps; 0 means no limit. It applies at once.
     pub bandwidth_download: Option<RateText>,
-    /// New limit of the rate from the guest, with the same bounds.
+    /// New limit of the rate from the guest, with the same bounds. It applies at once.
     pub bandwidth_upload: Option<RateText>,
+    /// Mediated egress.
+    pub egress: Option<EgressRequest>,
 }
 
 /// The optional body of `POST /instances/{id}/start`: the fields that it contains replace the stored values.
