@@ -89,6 +89,7 @@ fn features(has: VmmCapabilities) -> Vec<String> {
         ("fork", has.fork_memory),
         ("gpu-passthrough", has.devices),
         ("hotplug-memory", has.resize_memory),
+        ("live-volumes", has.live_volumes),
         ("snapshots", true),
         ("standby", has.standby),
     ];

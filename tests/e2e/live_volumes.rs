@@ -97,6 +97,31 @@ async fn what_cannot_be_done_leaves_all_as_it_was(site: &Harness) {
     assert_eq!(shell(site, "one", "cat /opt/file").await, "x");
 }
 
+/// Checks that a change names all volumes that an instance should have.
+async fn the_list_of_a_change_is_carried_out(site: &Harness) {
+    let at = |volume: &str, path: &str| json!({ "volume_id": volume, "mount_path": path });
+    for (list, expected) in [
+        (json!([at("disk", "/data"), at("other", "/more")]), "/data\n/more"),
+        (json!([at("other", "/more")]), "/more"),
+        (json!([]), ""),
+    ] {
+        let body = json!({ "volumes": list });
+        let changed = site.request(Method::PATCH, "/instances/one", Some(body)).await;
+        assert_eq!(
+            (changed.status, &changed.body["changes"]["volumes"]),
+            (StatusCode::OK, &json!("now")),
+            "{changed:?}"
+        );
+        let is_so = async || {
+            let mounted = shell(site, "one", "awk '/^.dev.sd/ { print $2 }' /proc/mounts | sort").await;
+            (mounted == expected).then_some(())
+        };
+        until(expected, MOMENT, is_so).await;
+    }
+    let is_settled = |seen: &Value| seen["volumes"] == json!([]) && condition(seen).is_none();
+    site.until("one", "without volumes", is_settled).await;
+}
+
 /// Checks a volume over the ends of its VM, and of a fork with its own copy.
 async fn outlives_standby_death_and_fork(site: &Harness) {
     attached(site, "one", "disk", json!({})).await;
@@ -182,6 +207,7 @@ fn a_volume_comes_and_goes_while_programs_run_and_its_data_goes_with_it() {
         for name in ["one", "two"] {
             detached(&site, name, "disk").await;
         }
+        the_list_of_a_change_is_carried_out(&site).await;
         outlives_standby_death_and_fork(&site).await;
         crashes_on_the_way(&mut site).await;
         for name in ["one", "two"] {

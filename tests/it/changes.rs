@@ -196,7 +196,8 @@ async fn changes_that_cannot_be_are_refused_before_they_are_stored() {
         (json!({"env": {"A": 1}}), 400, "invalid_request", "env[A] must be a string"),
         (json!({"env": variables}), 400, "invalid_request", "env is larger than"),
         (json!({"restart": "yes"}), 400, "invalid_request", "restart must be true or false"),
-        (json!({"volumes": []}), 400, "invalid_request", "volumes is not a field"),
+        (json!({"volumes": [{}]}), 400, "invalid_request", "volumes[0].volume_id"),
+        (json!({"volumes": [{"volume_id": "none", "mount_path": "/data"}]}), 404, "not_found", "none"),
         (json!({"tags": {"": "x"}}), 400, "invalid_request", "tags"),
         (json!({}), 400, "invalid_request", "at least one field"),
     ] {

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::guest::MountedVolumes;
 use stead_schemas::instance::{Exit, Hypervisor};
-use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
+use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Rate;
@@ -68,11 +68,7 @@ pub(super) const POWER_OFF: Duration = Duration::from_millis(200);
 /// Returns the capabilities of simulated VMs.
 pub(super) fn capabilities(hypervisor: Hypervisor) -> VmmCapabilities {
     match hypervisor {
-        Hypervisor::QemuMicrovm => VmmCapabilities {
-            resize_memory: false,
-            volume_devices_max: VOLUME_DEVICES_WITHOUT_PCI_MAX,
-            ..CAPABILITIES
-        },
+        Hypervisor::QemuMicrovm => VmmCapabilities { resize_memory: false, ..CAPABILITIES },
         _ => CAPABILITIES,
     }
 }

@@ -6,6 +6,7 @@ use super::fields::Fields;
 use super::hotplug::{HOTPLUGGED, HotplugAsked};
 use super::instance::{argv, hypervisor, image, name, platform, pulls_always};
 use super::network::NetworkAsked;
+use super::volume::{self, MountRequest};
 use super::{auto_standby, compression, env, health, policy, rates, sizes, unsupported};
 use crate::compression::SnapshotPolicy;
 use crate::health::HealthCheck;
@@ -20,7 +21,7 @@ use crate::quantity::{Bytes, Rate};
 use crate::validate::{FieldErrors, tags as check_tags};
 
 /// Fields that change at once, whether the program runs or not, apart from `network`.
-const LIVE: [&str; 13] = [
+const LIVE: [&str; 14] = [
     "name",
     "tags",
     "restart_policy",
@@ -31,6 +32,7 @@ const LIVE: [&str; 13] = [
     "snapshot_policy",
     "disk_io_bps",
     HOTPLUGGED,
+    "volumes",
     "devices",
     "gpu",
     "credentials",
@@ -62,6 +64,8 @@ pub struct InstancePatch {
     pub disk_rate: Option<Rate>,
     pub network: NetworkAsked,
     pub image: Option<ImageAsked>,
+    /// The new list of all volumes.
+    pub volumes: Option<Vec<MountRequest>>,
     /// The new part of the hotplug memory that the guest should have.
     pub hotplugged: Option<Bytes>,
     /// The changes that a running program cannot see.
@@ -97,12 +101,14 @@ impl InstancePatch {
         let tags = fields.map("tags", &mut errors);
         check_tags(&mut errors, "tags", tags.as_ref().unwrap_or(&Tags::new()));
         let hotplug = HotplugAsked::read(&mut fields, &mut errors);
+        let has_volumes = fields.has("volumes");
         let patch = Self {
             name,
             image,
             network,
             tags,
             hotplugged: hotplug.part,
+            volumes: Some(volume::mounts(&mut fields, &mut errors)).filter(|_| has_volumes),
             restart_policy: policy::restart(&mut fields, &mut errors),
             expiry: policy::expiry(&mut fields, &mut errors),
             health: health::health_check(&mut fields, &mut errors),

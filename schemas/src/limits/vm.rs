@@ -51,9 +51,6 @@ pub const DISK_BURST_TIME: Duration = Duration::from_secs(3);
 pub const VOLUME_GB_MAX: u32 = 2 << 10;
 /// Number of block devices for volumes, after root, overlay and configuration (contract.md 2.1).
 pub const VOLUME_DEVICES_MAX: usize = 23;
-/// Number of block devices for volumes on a machine type without PCI: it has 24 slots for virtio devices, of
-/// which root, overlay, headers, network, control channel and random numbers take six.
-pub const VOLUME_DEVICES_WITHOUT_PCI_MAX: usize = 18;
 /// Longest mount path, in bytes: PATH_MAX is 4096, and a mount's path is short.
 pub const MOUNT_PATH_BYTES_MAX: usize = 1024;
 /// Free space, beyond the reserve, that is required to create a disk: the metadata of the largest disk and

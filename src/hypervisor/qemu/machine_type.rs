@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
+use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX};
 use stead_schemas::numbers::DeviceSet;
 use stead_schemas::quantity::Bytes;
 use tokio::process::Command;
@@ -36,7 +36,7 @@ pub(super) fn has_controller(device_set: DeviceSet) -> bool {
 const LOW_MEMORY: u64 = 2 << 30;
 const HIGH_MEMORY: u64 = 4 << 30;
 
-/// The capabilities of VMs of both machine types, apart from the number of their devices.
+/// The capabilities of VMs of both machine types.
 const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     standby: true,
     fork_memory: true,
@@ -71,14 +71,13 @@ impl QemuMachine {
 
     const fn machine_type(self) -> MachineType {
         // Without PCI all queues of a device share one interrupt, so several would not be served side by side.
-        let (hypervisor, volume_devices_max, card_queues_max) = match self {
-            Self::Q35 => (Hypervisor::Qemu, VOLUME_DEVICES_MAX, CARD_QUEUES_MAX),
-            Self::Microvm => (Hypervisor::QemuMicrovm, VOLUME_DEVICES_WITHOUT_PCI_MAX, 1),
+        let (hypervisor, card_queues_max) = match self {
+            Self::Q35 => (Hypervisor::Qemu, CARD_QUEUES_MAX),
+            Self::Microvm => (Hypervisor::QemuMicrovm, 1),
         };
         // The layout of the other machine type's memory cannot be chosen.
         let resize_memory = matches!(self, Self::Q35);
-        let capabilities =
-            VmmCapabilities { resize_memory, volume_devices_max, card_queues_max, ..CAPABILITIES };
+        let capabilities = VmmCapabilities { resize_memory, card_queues_max, ..CAPABILITIES };
         MachineType { name: self.as_str(), hypervisor, capabilities }
     }
 

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use stead_schemas::api::MountRequest;
+use stead_schemas::api::{AccessRequest, MountRequest};
 use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, InstanceSpec, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
-use stead_schemas::volume::VolumeMount;
+use stead_schemas::volume::{Access, VolumeMount};
 
 use super::volumes::{discard_overlay, number, take_one};
 use super::{declared, live};
@@ -62,6 +62,47 @@ pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Ins
         })?);
     }
     forget(tx, &object, |mount| mount.volume == volume)
+}
+
+/// Makes these the volumes of an instance: others are detached, and those that are missing are attached.
+///
+/// # Errors
+/// Returns the errors of [`attach`] and [`detach`], and `Invalid` for a volume that is mounted in another way.
+pub(super) fn replace(tx: &mut Tx<'_>, uid: &Uid, requests: Vec<MountRequest>) -> Result<(), Refused> {
+    let (object, _) = changeable(tx, uid, "change the volumes of")?;
+    let (mut kept, mut missing) = (Vec::new(), Vec::new());
+    for request in requests {
+        let volume = volumes::find(tx, &request.volume)?;
+        match mount_of(&object.spec.volumes, &volume.meta.uid).filter(|mount| !mount.is_leaving) {
+            Some(mount) if mount.path == request.path && is_as_asked(&mount.access, request.access) => {
+                kept.push(mount.volume.clone());
+            }
+            Some(mount) => {
+                let message = format!(
+                    "volumes: {} is mounted at {} in another way: detach it first",
+                    volume.meta.name, mount.path
+                );
+                return Err(Refused::at(RefusedKind::Invalid, "volumes", message));
+            }
+            None => missing.push(request),
+        }
+    }
+    let others = object.spec.volumes.iter().filter(|mount| !kept.contains(&mount.volume));
+    for mount in others {
+        detach(tx, uid, mount.volume.as_str())?;
+    }
+    for request in missing {
+        attach(tx, uid, request)?;
+    }
+    Ok(())
+}
+
+fn is_as_asked(access: &Access, asked: AccessRequest) -> bool {
+    match (access, asked) {
+        (Access::ReadWrite, AccessRequest::ReadWrite) | (Access::ReadOnly, AccessRequest::ReadOnly) => true,
+        (Access::Overlay { size, .. }, AccessRequest::Overlay(asked)) => *size == asked,
+        _ => false,
+    }
 }
 
 /// Lets an instance keep a volume that it was to give back, if it still has it.

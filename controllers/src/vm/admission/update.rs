@@ -15,7 +15,7 @@ use stead_schemas::numbers::Generation;
 use stead_schemas::policy::Expiry;
 use stead_schemas::quantity::Bytes;
 
-use super::live_volumes::forget_leaving;
+use super::live_volumes::{self, forget_leaving};
 use super::power::set_power;
 use super::{declared, image, live, network, owner};
 use crate::disk::admission::new_disk;
@@ -90,6 +90,9 @@ fn stage(
     if let Some(name) = patch.name {
         snapshots::rename_source(tx, uid, &name)?;
         tx.rename::<Instance>(uid, name)?;
+    }
+    if let Some(volumes) = patch.volumes {
+        live_volumes::replace(tx, uid, volumes)?;
     }
     if let Some(tags) = patch.tags {
         tx.update_tags::<Instance>(uid, None, tags)?;

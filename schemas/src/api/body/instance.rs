@@ -230,6 +230,9 @@ pub struct InstanceUpdate {
     /// Credentials that mediated egress injects. They are not supported yet: only an empty object is accepted.
     #[schemars(extend("maxProperties" = 0))]
     pub credentials: Option<BTreeMap<String, CredentialRequest>>,
+    /// All volumes that the instance should have mounted. Others are unmounted, and those that are missing are mounted,
+    /// while the program runs; a volume that is in use stays until it is not. An instance in standby is refused.
+    pub volumes: Option<Vec<VolumeMountRequest>>,
     /// New number of virtual CPUs, from the next start on.
     #[schemars(range(min = 1, max = limits::VCPUS_MAX))]
     pub vcpus: Option<u32>,
