@@ -1,6 +1,7 @@
 //! A scenario for one seed: its steps, and the verification after them.
 
 mod connections;
+mod content;
 mod draws;
 mod requests;
 mod snapshot_steps;
@@ -109,8 +110,8 @@ impl Play {
     async fn on(seed: u64, capacity: Resources) -> Self {
         let world = World::new(seed);
         world.set_capacity(capacity);
-        for (word, fill) in IMAGES.iter().zip(['a', 'b']) {
-            let digest = format!("sha256:{}", fill.to_string().repeat(64)).parse().expect("valid");
+        for (place, word) in IMAGES.iter().take(2).enumerate() {
+            let digest = content::digest(place);
             let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
             world.serve(&reference(word), SimRegistryImage { digest, config });
         }
@@ -155,6 +156,7 @@ impl Play {
         self.answer_all().await;
         self.settle().await?;
         self.nobody_was_slept_on();
+        self.content_is_that_of_the_image();
         self.wake_all().await?;
         self.settle().await?;
         self.remove_everything().await;
@@ -227,6 +229,7 @@ impl Play {
             assert!(broken.is_empty(), "{broken:?}\n{}", self.log.join("\n"));
             assert!(self.world.corrupted().is_empty(), "old memory\n{}", self.log.join("\n"));
             self.nobody_was_slept_on();
+            self.content_is_that_of_the_image();
             self.check_answers();
         }
     }
