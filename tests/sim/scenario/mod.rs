@@ -110,8 +110,8 @@ impl Play {
     async fn on(seed: u64, capacity: Resources) -> Self {
         let world = World::new(seed);
         world.set_capacity(capacity);
-        for (place, word) in IMAGES.iter().take(2).enumerate() {
-            let digest = content::digest(place);
+        for (index, word) in IMAGES.iter().take(2).enumerate() {
+            let digest = content::digest(index);
             let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
             world.serve(&reference(word), SimRegistryImage { digest, config });
         }
