@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use stead_controllers::refused::Refused;
-use stead_controllers::vm::admission;
+use stead_controllers::vm::{PROBLEM_END, admission};
 use stead_schemas::api::{Instance as View, MountRequest, VolumeAttach};
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::Instance;
@@ -40,7 +40,7 @@ pub(super) async fn attach(
         })
         .await?;
     let seen = settled(&state, &attached, VERB_WAIT_MAX, |_| true).await?;
-    if let Some(why) = trouble(&seen).filter(|why| why.starts_with(&format!("{mount_path}: "))) {
+    if let Some(why) = trouble_at(&seen, &mount_path) {
         // The guest cannot mount it, so it is as if the request had not been made.
         let why = format!("the guest cannot mount the volume: {why}");
         state.store().transact(move |tx| admission::detach(tx, &uid, &word)).await?;
@@ -123,7 +123,14 @@ fn change(object: &Object<Instance>) -> Option<(Reason, &str)> {
     Some((found.reason, &found.message))
 }
 
-/// Returns why a guest cannot mount or unmount a volume.
+/// Returns why a guest cannot mount the volume of this path. Others may have problems of their own.
+fn trouble_at(object: &Object<Instance>, path: &str) -> Option<String> {
+    let all = trouble(object)?;
+    let own = all.split(PROBLEM_END).find(|problem| problem.starts_with(&format!("{path}: ")));
+    own.map(ToOwned::to_owned)
+}
+
+/// Returns why a guest cannot mount or unmount volumes.
 fn trouble(object: &Object<Instance>) -> Option<String> {
     let (_, why) = change(object).filter(|(reason, _)| *reason == Reason::VolumeInUse)?;
     Some(why.to_owned())

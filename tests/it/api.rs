@@ -114,8 +114,9 @@ async fn capabilities_show_what_the_hypervisors_of_the_node_declare() {
     let shown = server.send("GET", "/capabilities", None).await;
     assert_eq!(shown.status, 200);
     let runtime = |name: &str, features: &[&str]| json!({"name": name, "available": true, "features": features, "accelerator": "kvm"});
-    let qemu = runtime("qemu", &["disk-io-limit", "fork", "hotplug-memory", "snapshots", "standby"]);
-    let microvm = runtime("qemu-microvm", &["disk-io-limit", "fork", "snapshots", "standby"]);
+    let qemu =
+        runtime("qemu", &["disk-io-limit", "fork", "hotplug-memory", "live-volumes", "snapshots", "standby"]);
+    let microvm = runtime("qemu-microvm", &["disk-io-limit", "fork", "live-volumes", "snapshots", "standby"]);
     assert_eq!(shown.body["runtimes"], json!([qemu, microvm]));
     assert_eq!(shown.body["default_runtime"], json!({"name": "qemu", "available": true}));
     let host =

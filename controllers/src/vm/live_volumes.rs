@@ -22,6 +22,9 @@ use super::{Action, Observed};
 use crate::host::{Machine, VolumeDisk};
 use crate::runtime::Moment;
 
+/// Separates the problems in the message of the condition `VolumesMounted`.
+pub const PROBLEM_END: &str = "; ";
+
 /// Returns the volumes that a guest reports, if they can change while it runs.
 fn reported(machine: &Machine) -> Option<&MountedVolumes> {
     machine.guest.volumes.as_ref().filter(|_| machine.has_live_volumes && is_up(machine))
@@ -126,10 +129,9 @@ fn difference(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> 
     if guest.requested == mounts && guest.problems.is_empty() && !is_leaving {
         return None;
     }
-    if guest.requested == mountable(object, machine)
-        && let Some((path, why)) = guest.problems.iter().next()
-    {
-        return Some((Reason::VolumeInUse, format!("{path}: {why}")));
+    if guest.requested == mountable(object, machine) && !guest.problems.is_empty() {
+        let problems: Vec<_> = guest.problems.iter().map(|(path, why)| format!("{path}: {why}")).collect();
+        return Some((Reason::VolumeInUse, problems.join(PROBLEM_END)));
     }
     match &seen.parts.volumes.trouble {
         Some(why) => Some((Reason::WaitingForDisk, why.clone())),

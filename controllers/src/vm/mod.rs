@@ -77,6 +77,7 @@ use crate::host::{
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
+pub use live_volumes::PROBLEM_END;
 pub use observe::{Blind, NicSeen, Observed, OriginSeen, Parts};
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};

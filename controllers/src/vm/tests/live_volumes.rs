@@ -131,8 +131,12 @@ fn a_saved_memory_continues_with_the_disks_that_it_was_saved_with() {
 fn the_reason_why_a_guest_keeps_a_volume_is_reported() {
     let mut report = guest(&[], &[0]);
     report.problems.insert("/0".to_owned(), "used by sleep (7)".to_owned());
+    report.problems.insert("/1".to_owned(), "it is a file".to_owned());
     let (object, seen) = running(vec![mount(0, true)], &[0], Some(report));
     let next = status(&object, Some(&seen), &PassEnd { now: at(5).into(), outcome: Outcome::Converged });
     let found = condition::find(&next.conditions, ConditionType::VolumesMounted).expect("reported");
-    assert_eq!((found.reason, found.message.as_str()), (Reason::VolumeInUse, "/0: used by sleep (7)"));
+    assert_eq!(
+        (found.reason, found.message.as_str()),
+        (Reason::VolumeInUse, "/0: used by sleep (7); /1: it is a file")
+    );
 }
