@@ -140,12 +140,20 @@ mod tests {
             "generation": 5, "run": 2, "launch": 9, "launched_at": "2026-01-01T00:00:00Z",
             "saved_at": "2026-01-01T00:00:01Z", "token": "t", "backend": "driver", "version": "7.2.22 (Debian)",
             "machine": "q35", "device_set": 1, "kernel": "/k", "initrd": "/i", "overlay": mark,
-            "volumes": [{"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": false, "mark": mark}],
+            "volumes": [{"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": false, "number": 3, "mark": mark}],
             "kernel_files": "/h", "queues": 4, "is_adopted": true,
             "state_bytes": 6, "state_sha256": "ab", "ram_bytes": 7, "ram_sum": 8,
         });
         let manifest: Manifest = serde_json::from_value(latest.clone()).expect("as it is written");
         assert_eq!(serde_json::to_value(&manifest).expect("written"), latest);
+        // Disks of volumes had no numbers: they were numbered by their order.
+        let mut unnumbered = latest.clone();
+        let volume = json!({"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": true, "mark": mark});
+        unnumbered["volumes"] = json!([volume, volume]);
+        let mut manifest: Manifest = serde_json::from_value(unnumbered).expect("as it was written");
+        VolumeDisk::number_earlier(manifest.origin.volumes.iter_mut().map(|volume| &mut volume.disk));
+        let numbers: Vec<u32> = manifest.origin.volumes.iter().map(|volume| volume.disk.number).collect();
+        assert_eq!(numbers, [0, 1]);
         // Without fields that came later, and with an older name.
         let mut first = latest;
         let fields = first.as_object_mut().expect("an object");
