@@ -75,7 +75,7 @@ async fn what_cannot_be_done_leaves_all_as_it_was(site: &Harness) {
     shell(
         site,
         "one",
-        "echo kept >/data/file; sync; sh -c 'echo $$ >/pid; exec sleep 100987 </data/file' >/dev/null 2>&1 &",
+        "echo kept >/data/file; sync; exec 3</data/file; sleep 100987 >/dev/null 2>&1 & echo $! >/pid",
     )
     .await;
     conflicts(&detach(site, "one", "disk").await, "sleep").await;

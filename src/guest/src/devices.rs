@@ -79,11 +79,32 @@ fn find_control_port() -> Option<PathBuf> {
     None
 }
 
-/// Finds a disk by its serial number. Its name depends on the other disks.
+/// Finds a disk by its serial number. Its name depends on the other disks. A disk that was taken out may be listed for a
+/// moment, and cannot be opened.
 pub(crate) fn disk_of_serial(serial: &str) -> Option<PathBuf> {
-    let mut disks = fs::read_dir("/sys/block").ok()?.flatten();
-    let found = disks.find(|disk| serial_below(&disk.path()).as_deref() == Some(serial))?;
-    Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
+    let disks = fs::read_dir("/sys/block").ok()?.flatten();
+    let mut found = disks.filter(|disk| serial_below(&disk.path()).as_deref() == Some(serial));
+    found.find_map(|disk| {
+        let device = Path::new("/dev").join(disk.file_name());
+        File::open(&device).is_ok().then_some(device)
+    })
+}
+
+/// Makes the kernel forget a SCSI disk that is about to be taken out: the next disk of its number is another one.
+pub(crate) fn forget_disk(device: &Path) {
+    if let Some(name) = device.file_name() {
+        let _ = fs::write(Path::new("/sys/block").join(name).join("device/delete"), "1");
+    }
+}
+
+/// Makes the kernel search for the SCSI disk of a volume, which it may have forgotten.
+pub(crate) fn search_disk(serial: &str) {
+    let Some(number) = serial.rsplit('.').next().filter(|number| number.parse::<u32>().is_ok()) else {
+        return;
+    };
+    for controller in fs::read_dir("/sys/class/scsi_host").into_iter().flatten().flatten() {
+        let _ = fs::write(controller.path().join("scan"), format!("0 0 {number}"));
+    }
 }
 
 /// Returns the serial number of the disk with this number.

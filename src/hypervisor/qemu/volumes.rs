@@ -1,14 +1,20 @@
 //! Volumes of a running VM, on the monitor.
 
 use std::fs::File;
+use std::time::Duration;
 
 use qapi::qmp::{self, QmpCommand};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::disk::{Disk, as_arguments, node_names, volume_name};
 use super::monitor::Monitor;
 use crate::hypervisor::driver::VolumeFile;
+
+/// Time in which QEMU releases the node of a removed device, which takes milliseconds.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
+const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// Name of the devices with an id among QEMU's objects.
 const DEVICES: &str = "/machine/peripheral";
@@ -60,7 +66,7 @@ impl Monitor {
         let nodes = self.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
         for node in node_names(&name) {
             if nodes.iter().any(|seen| seen.node_name.as_ref() == Some(&node)) {
-                self.execute(qmp::blockdev_del { node_name: node }).await?;
+                self.remove_node(node).await?;
             }
         }
         for set in self.execute(qmp::query_fdsets {}).await? {
@@ -70,5 +76,17 @@ impl Monitor {
             }
         }
         Ok(())
+    }
+
+    /// Removes a node, which the removed device may have in use for a moment.
+    async fn remove_node(&self, node: String) -> Result<(), String> {
+        let deadline = Instant::now() + RELEASE_DEADLINE;
+        loop {
+            match self.execute(qmp::blockdev_del { node_name: node.clone() }).await {
+                Ok(_) => return Ok(()),
+                Err(why) if self.is_spent() || Instant::now() >= deadline => return Err(why),
+                Err(_) => tokio::time::sleep(RELEASE_POLL).await,
+            }
+        }
     }
 }

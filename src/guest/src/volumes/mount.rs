@@ -18,12 +18,15 @@ use rustix::mount::{
 use stead_schemas::guest::VolumeMount;
 
 use super::{MOUNTED, Mounted};
-use crate::devices::{DEVICE_WAIT, DeviceNumber, disk_of_serial, wait_until};
+use crate::devices::{DEVICE_WAIT, DeviceNumber, disk_of_serial, search_disk, wait_until};
 use crate::grow::mount_writable;
 use crate::{BootError, inside, modules};
 
 /// Time between two queries for the disk of a volume. The kernel needs tenths of a second for a disk that was plugged in.
 const DISK_POLL: Duration = Duration::from_millis(5);
+/// Time after which the kernel is made to search for a disk. Before that it may still have to notice that another disk of
+/// the same number was taken out.
+const SEARCH_AFTER: Duration = Duration::from_secs(1);
 
 /// A volume that is mounted and not yet at its path.
 #[derive(Debug)]
@@ -69,7 +72,17 @@ impl Devices {
         deadline: Instant,
         find: &dyn Fn(&str) -> Option<PathBuf>,
     ) -> Result<Self, BootError> {
-        let wait = |serial: &str| wait_until(deadline, DISK_POLL, "a volume's disk", || find(serial));
+        let wait = |serial: &str| {
+            let (search_at, mut is_searched) = (Instant::now() + SEARCH_AFTER, false);
+            wait_until(deadline, DISK_POLL, "a volume's disk", || {
+                let found = find(serial);
+                if found.is_none() && !is_searched && Instant::now() >= search_at {
+                    search_disk(serial);
+                    is_searched = true;
+                }
+                found
+            })
+        };
         let disk = wait(&volume.disk)?;
         Ok(Self { disk, upper: volume.upper.as_deref().map(wait).transpose()? })
     }

@@ -12,7 +12,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::Mounted;
 use super::holders::{self, Used};
 use super::mountinfo::{self, Mount};
-use crate::devices::DeviceNumber;
+use crate::devices::{DeviceNumber, forget_disk};
 
 /// Time for which a disk may be in use after its volume was unmounted: the kernel finishes some work later.
 const FREE_WAIT: Duration = Duration::from_millis(250);
@@ -35,6 +35,7 @@ pub(super) fn unmount_one(mounted: &Mounted, find: &dyn Fn(&str) -> Option<PathB
             return Err(holders::users_of_disk(&used(mounted, None, &disks)));
         }
     }
+    disks.iter().for_each(|disk| forget_disk(disk));
     Ok(())
 }
 
