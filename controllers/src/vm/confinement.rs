@@ -1,11 +1,14 @@
 //! The condition that says whether a VMM is behind its walls, as observed of its process.
 
-use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use std::collections::BTreeSet;
+
+use stead_schemas::condition::{ConditionStatus, ConditionType, Reason};
 use stead_schemas::confinement::Wall;
 use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
 
 use super::Observed;
+use super::passing_condition::{self, Found};
 use crate::runtime::Moment;
 
 /// Reports the walls of a VMM that lives. Without a VMM there is no such condition.
@@ -16,33 +19,30 @@ pub(super) fn report(
     now: Moment,
 ) {
     let Some(seen) = seen else { return };
-    let Some(machine) = seen.machine.as_ref().filter(|machine| machine.pid.is_some()) else {
-        status.conditions.retain(|condition| condition.kind != ConditionType::Confined);
-        return;
-    };
-    let missing: Vec<&str> = machine.missing_walls.iter().copied().map(Wall::as_str).collect();
-    let (is_confined, reason, message) = if missing.is_empty() {
-        (ConditionStatus::True, Reason::WallsComplete, String::new())
-    } else {
-        let message = format!(
-            "the VMM is not behind these walls: {}; at its next start it gets those that this daemon makes",
-            missing.join(", ")
-        );
-        (ConditionStatus::False, Reason::WallsMissing, message)
-    };
-    let new = Condition {
-        kind: ConditionType::Confined,
-        status: is_confined,
-        reason,
-        message,
-        observed_generation: object.meta.generation,
-        last_transition_time: now.at(),
-    };
-    condition::set(&mut status.conditions, new);
+    let machine = seen.machine.as_ref().filter(|machine| machine.pid.is_some());
+    let found = machine.map(|machine| walls(&machine.missing_walls));
+    passing_condition::report(status, object, ConditionType::Confined, found, now);
+}
+
+fn walls(missing: &BTreeSet<Wall>) -> Found {
+    if missing.is_empty() {
+        return Found {
+            status: ConditionStatus::True,
+            reason: Reason::WallsComplete,
+            message: String::new(),
+        };
+    }
+    let missing: Vec<&str> = missing.iter().copied().map(Wall::as_str).collect();
+    let message = format!(
+        "the VMM is not behind these walls: {}; at its next start it gets those that this daemon makes",
+        missing.join(", ")
+    );
+    Found { status: ConditionStatus::False, reason: Reason::WallsMissing, message }
 }
 
 #[cfg(test)]
 mod tests {
+    use stead_schemas::condition;
     use stead_schemas::instance::Power;
 
     use super::*;

@@ -7,16 +7,15 @@
 //! Guarantees: a volume is referred to by the instance for as long as its VM has the disk. A guest that does not unmount
 //! keeps its volume, unless the VM is stopped.
 
-use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::condition::{ConditionStatus, ConditionType, Reason};
 use stead_schemas::guest::{self, MountedVolumes};
 use stead_schemas::instance::{Instance, InstanceStatus};
-use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
-use stead_schemas::validate::printable;
 use stead_schemas::volume::{VolumeMount, numbered};
 
 use super::facts::is_up;
+use super::passing_condition::{self, Found};
 use super::volumes::guest_mounts;
 use super::{Action, Observed};
 use crate::host::{Machine, VolumeDisk};
@@ -103,19 +102,8 @@ pub(super) fn record(
 ) {
     let Some(seen) = seen else { return };
     let difference = seen.machine.as_ref().and_then(|machine| difference(object, machine, seen));
-    let Some((reason, message)) = difference else {
-        status.conditions.retain(|condition| condition.kind != ConditionType::VolumesMounted);
-        return;
-    };
-    let new = Condition {
-        kind: ConditionType::VolumesMounted,
-        status: ConditionStatus::False,
-        reason,
-        message: printable(&message, MESSAGE_CHARS_MAX),
-        observed_generation: object.meta.generation,
-        last_transition_time: now.at(),
-    };
-    condition::set(&mut status.conditions, new);
+    let found = difference.map(|(reason, message)| Found { status: ConditionStatus::False, reason, message });
+    passing_condition::report(status, object, ConditionType::VolumesMounted, found, now);
 }
 
 fn difference(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Option<(Reason, String)> {

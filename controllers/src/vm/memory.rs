@@ -1,14 +1,13 @@
 //! The hotplug memory of an instance: how much of it the guest should use, and how much it uses.
 
 use jiff::Timestamp;
-use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::condition::{ConditionStatus, ConditionType, Reason};
 use stead_schemas::instance::{Instance, InstanceStatus};
-use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::validate::printable;
 
 use super::facts::is_up;
+use super::passing_condition::{self, Found};
 use super::{Action, Observed};
 use crate::host::{GuestMemory, Machine};
 use crate::runtime::Moment;
@@ -50,24 +49,16 @@ pub(super) fn record(
         None => {}
     }
     let target = object.spec.hotplug_target(now.at());
-    let Some((memory, used)) = memory.zip(status.hotplugged).filter(|(_, used)| *used != target) else {
-        status.conditions.retain(|condition| condition.kind != ConditionType::MemoryResized);
-        return;
-    };
-    let (reason, why) = match &memory.error {
-        Some(why) => (Reason::MemoryInUse, why.as_str()),
-        None => (Reason::ResizingMemory, "it is about to change that"),
-    };
-    let message = format!("the guest uses {used} of its hotplug memory and should use {target}: {why}");
-    let new = Condition {
-        kind: ConditionType::MemoryResized,
-        status: ConditionStatus::False,
-        reason,
-        message: printable(&message, MESSAGE_CHARS_MAX),
-        observed_generation: object.meta.generation,
-        last_transition_time: now.at(),
-    };
-    condition::set(&mut status.conditions, new);
+    let difference = memory.zip(status.hotplugged).filter(|(_, used)| *used != target);
+    let found = difference.map(|(memory, used)| {
+        let (reason, why) = match &memory.error {
+            Some(why) => (Reason::MemoryInUse, why.as_str()),
+            None => (Reason::ResizingMemory, "it is about to change that"),
+        };
+        let message = format!("the guest uses {used} of its hotplug memory and should use {target}: {why}");
+        Found { status: ConditionStatus::False, reason, message }
+    });
+    passing_condition::report(status, object, ConditionType::MemoryResized, found, now);
 }
 
 /// Returns when memory that was taken back for the host is given back.

@@ -48,6 +48,7 @@ mod live_volumes;
 mod log;
 mod memory;
 mod observe;
+mod passing_condition;
 mod pending;
 mod plan;
 mod program;

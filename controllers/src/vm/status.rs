@@ -13,6 +13,7 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
+use super::passing_condition::{self, Found};
 use super::{Observed, confinement, health, idle, live_volumes, memory, pending, restarts, room, vmm_limits};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
@@ -82,21 +83,15 @@ fn report_headers(
 ) {
     let Some(seen) = seen else { return };
     let lacks = seen.machine.as_ref().is_some_and(|machine| !machine.has_headers);
-    if !lacks || object.spec.skip_kernel_headers {
-        status.conditions.retain(|condition| condition.kind != ConditionType::KernelHeaders);
-        return;
-    }
-    let message = "this host has no headers of the guest kernel: run deploy/fetch-kernel for the \
-                   instances started afterwards, or set skip_kernel_headers";
-    let new = Condition {
-        kind: ConditionType::KernelHeaders,
+    let found = (lacks && !object.spec.skip_kernel_headers).then(|| Found {
         status: ConditionStatus::False,
         reason: Reason::KernelHeadersMissing,
-        message: message.to_owned(),
-        observed_generation: object.meta.generation,
-        last_transition_time: now.at(),
-    };
-    condition::set(&mut status.conditions, new);
+        message:
+            "this host has no headers of the guest kernel: run deploy/fetch-kernel for the instances started \
+                  afterwards, or set skip_kernel_headers"
+                .to_owned(),
+    });
+    passing_condition::report(status, object, ConditionType::KernelHeaders, found, now);
 }
 
 /// Pins the content once, when the image is first observed ready, and the content of the image that waits for the next

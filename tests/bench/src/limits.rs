@@ -1,7 +1,7 @@
 //! The rates that a guest has under limits of its network and its disks. The peer of each figure is the limit itself.
 //!
-//! One VM runs through all limits, which are changed while it runs. The lengths are chosen so that bursts are over before
-//! a measurement begins.
+//! The measurements are made in one VM, whose limits are changed while it runs. They are long enough that bursts are
+//! over before they begin.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
