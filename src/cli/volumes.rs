@@ -43,7 +43,7 @@ pub(crate) enum VolumeVerb {
     Ls,
     /// Print a volume.
     Get { name: String },
-    /// Raise the size of a volume. Its file system grows when an instance mounts it next for writing.
+    /// Raise the size of a volume, also while an instance uses it.
     Grow {
         name: String,
         /// New size in whole gigabytes.

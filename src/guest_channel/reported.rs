@@ -32,12 +32,13 @@ pub(super) fn memory_of(memory: HotplugMemory) -> GuestMemory {
 }
 
 pub(super) fn volumes_of(volumes: MountedVolumes) -> MountedVolumes {
-    let MountedVolumes { mut requested, mut mounted, problems } = volumes;
+    let MountedVolumes { mut requested, mut mounted, problems, fills_disks } = volumes;
     requested.truncate(VOLUME_DEVICES_MAX);
     mounted.truncate(VOLUME_DEVICES_MAX);
     let problems = problems.into_iter().filter(|(path, _)| path.len() <= MOUNT_PATH_BYTES_MAX);
     let problems = problems.map(|(path, why)| (path, printable(&why, MESSAGE_CHARS_MAX)));
-    MountedVolumes { requested, mounted, problems: problems.take(VOLUME_DEVICES_MAX).collect() }
+    let problems = problems.take(VOLUME_DEVICES_MAX).collect();
+    MountedVolumes { requested, mounted, problems, fills_disks }
 }
 
 pub(super) fn cleaned(exit: Exit) -> Exit {

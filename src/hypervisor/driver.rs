@@ -319,6 +319,12 @@ pub trait Session: Send + Sync {
         unsupported("remove a volume")
     }
 
+    /// Makes the disk of this number have this size, in bytes. Its file has it already.
+    fn grow_volume(&self, number: u32, size: Bytes) -> Answer<'_, ()> {
+        let _ = (number, size);
+        unsupported("grow a volume")
+    }
+
     /// Continues the console in a new file of this name; the open file stays whole under its new name.
     /// A driver with the console on the standard output does without.
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {

@@ -105,7 +105,8 @@ impl Hypervisors {
             queues: queues(plan, &choice),
             has_disk_limit: choice.machine_type.capabilities.io_limits,
         };
-        let record = Record::new(plan, choice.machine_type.name, guest);
+        let mut record = Record::new(plan, choice.machine_type.name, guest);
+        record.volume_sizes = self.volume_sizes(&plan.volumes).map_err(failed)?;
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
         let ram = match choice.driver.ram_access() {
             RamAccess::Host => {

@@ -1,8 +1,9 @@
-//! Volumes that come and go while a VM runs.
+//! Volumes that come, grow and go while a VM runs.
 //!
 //! Guarantees: the record of a VM's volumes says which disk is being put in or taken out before the VMM is asked, and what
 //! is there afterwards. After a crash in between, the disk is taken out first.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -10,7 +11,9 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, HostErrorKind, VolumeDisk};
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
+use super::attached::Attached;
 use super::hypervisors::Hypervisors;
 use super::process::{file_size_max, largest_file};
 use super::record::{Record, VmPaths};
@@ -23,6 +26,9 @@ pub(super) struct LiveVolumes {
     pub(super) volumes: Vec<VolumeDisk>,
     /// The number of a disk of which it is not known whether it is there, or a part of it.
     pub(super) unsure: Option<u32>,
+    /// Sizes with which the VMM knows the disks, in bytes, by their numbers.
+    #[serde(default)]
+    pub(super) sizes: BTreeMap<u32, Bytes>,
 }
 
 impl LiveVolumes {
@@ -33,7 +39,8 @@ impl LiveVolumes {
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(error.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self { volumes: record.volumes.clone(), unsure: None })
+                let (volumes, sizes) = (record.volumes.clone(), record.volume_sizes.clone());
+                Ok(Self { volumes, unsure: None, sizes })
             }
             Err(error) => Err(failed(error)),
         }
@@ -48,6 +55,7 @@ impl LiveVolumes {
     /// Returns the volumes while nothing is known of the disk of this number.
     fn unsure(mut self, number: u32) -> Self {
         self.volumes.retain(|volume| volume.number != number);
+        self.sizes.remove(&number);
         Self { unsure: Some(number), ..self }
     }
 }
@@ -69,10 +77,8 @@ impl Hypervisors {
         after.volumes.push(volume.clone());
         after.volumes.sort_by_key(|volume| volume.number);
         let failed = |error| HostError::io("put a volume into the VM of", owner.as_str(), error);
-        let disks = after.volumes.iter().map(|volume| &volume.disk).chain(&record.overlay);
-        let largest = largest_file(disks.map(|disk| (self.config.disk)(disk))).map_err(failed)?;
-        allow_file_size(attached.identity.pid, file_size_max(largest, self.config.console_log_max))
-            .map_err(failed)?;
+        after.sizes.extend(self.volume_sizes(std::slice::from_ref(volume)).map_err(failed)?);
+        self.allow_disks(&attached, &record, &after).map_err(failed)?;
         before.unsure(volume.number).write(&paths)?;
         let added = self.on_session(&attached, async |session| session.add_volume(&file).await).await;
         added.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
@@ -90,6 +96,45 @@ impl Hypervisors {
         let removed = self.on_session(&attached, async |session| session.remove_volume(number).await).await;
         removed.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
         LiveVolumes { unsure: None, ..unsure }.write(&paths)
+    }
+
+    /// Lets a running VM use the disk of a volume as far as its file reaches, which is at least this size.
+    pub(super) async fn grow_volume(&self, owner: &Uid, number: u32, size: Bytes) -> Result<(), HostError> {
+        let refused = |kind| HostError::new(kind, "grow a volume in the VM of", owner.as_str());
+        let (attached, paths) = (self.find_attached(owner)?, self.paths(owner));
+        Self::require(owner, &attached.choice, |has| has.live_volumes, "grow a volume in the VM of")?;
+        let record = Record::read(&paths)?.ok_or_else(|| refused(HostErrorKind::Missing))?;
+        let mut volumes = LiveVolumes::of(&record, &paths)?;
+        let volume = volumes.volumes.iter().find(|volume| volume.number == number && !volume.is_read_only);
+        let volume = volume.ok_or_else(|| refused(HostErrorKind::Missing))?;
+        let failed = |error| HostError::io("grow a volume in the VM of", owner.as_str(), error);
+        // The VMM cuts a file that is longer than what it is asked for.
+        let present = self.volume_sizes(std::slice::from_ref(volume)).map_err(failed)?;
+        let present = present.get(&number).copied().filter(|present| *present >= size);
+        let present =
+            present.ok_or_else(|| refused(HostErrorKind::Transient).because("its file is smaller"))?;
+        self.allow_disks(&attached, &record, &volumes).map_err(failed)?;
+        let grown =
+            self.on_session(&attached, async |session| session.grow_volume(number, present).await).await;
+        grown.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
+        volumes.sizes.insert(number, present);
+        volumes.write(&paths)
+    }
+
+    /// Returns the lengths of the files of disks, by the numbers of the disks.
+    pub(super) fn volume_sizes(&self, volumes: &[VolumeDisk]) -> io::Result<BTreeMap<u32, Bytes>> {
+        let size = |volume: &VolumeDisk| {
+            let file = fs::metadata((self.config.disk)(&volume.disk))?;
+            Ok((volume.number, Bytes(file.len())))
+        };
+        volumes.iter().map(size).collect()
+    }
+
+    /// Lets a VMM write to all its disks as far as their files reach.
+    fn allow_disks(&self, attached: &Attached, record: &Record, volumes: &LiveVolumes) -> io::Result<()> {
+        let disks = volumes.volumes.iter().map(|volume| &volume.disk).chain(&record.overlay);
+        let largest = largest_file(disks.map(|disk| (self.config.disk)(disk)))?;
+        allow_file_size(attached.identity.pid, file_size_max(largest, self.config.console_log_max))
     }
 }
 

@@ -3,6 +3,7 @@
 //! The record is written before the process is spawned, and again when the identity of the process is
 //! known. It names its machine type, by which the driver is found; nothing else in it is a driver's.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -136,6 +137,9 @@ pub(crate) struct Record {
     /// The volumes of the launch, by their numbers.
     #[serde(default)]
     pub(crate) volumes: Vec<VolumeDisk>,
+    /// Sizes that their files had at the launch, in bytes, by their numbers.
+    #[serde(default)]
+    pub(crate) volume_sizes: BTreeMap<u32, Bytes>,
     /// The disk with modules and headers of the guest's kernel, if the guest has one.
     #[serde(default, alias = "headers")]
     pub(crate) kernel_files: Option<PathBuf>,
@@ -255,6 +259,7 @@ impl Record {
             mapping: Mapping::Own,
             ram_inode: 0,
             volumes: Vec::new(),
+            volume_sizes: BTreeMap::new(),
             kernel_files: None,
             user: None,
         }

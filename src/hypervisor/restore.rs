@@ -67,7 +67,8 @@ impl Hypervisors {
             RamFile::Own(file) => HostRam { file, mapping: Mapping::Own },
             RamFile::Saved(file) => HostRam { file, mapping: Mapping::Private },
         };
-        let record = Record::new(plan, machine_type, saved_guest(&origin, &choice));
+        let mut record = Record::new(plan, machine_type, saved_guest(&origin, &choice));
+        record.volume_sizes = self.volume_sizes(&plan.volumes).map_err(failed)?;
         let files = self.start_files(plan, &record)?;
         let start = files.start(plan, &choice, Content::Saved, Some(&ram));
         let attached = self.start(&start, &choice, record, Some(&ram)).await;

@@ -162,6 +162,7 @@ impl Vmms for Hypervisors {
             has_unused_memory: false,
             volumes: volumes.volumes,
             unsure_volume: volumes.unsure,
+            volume_sizes: volumes.sizes,
             has_live_volumes: false,
             missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
@@ -217,6 +218,7 @@ impl Vmms for Hypervisors {
             MachineChange::UnusedMemory => self.take_memory_back(owner).await,
             MachineChange::AddVolume(volume) => self.add_volume(owner, volume).await,
             MachineChange::RemoveVolume(number) => self.remove_volume(owner, *number).await,
+            MachineChange::GrowVolume(number, size) => self.grow_volume(owner, *number, *size).await,
         }
     }
 

@@ -147,6 +147,8 @@ pub(crate) const OF_DETACHMENT: [(&str, &str); 3] =
 pub(crate) const OF_CHANGES: (&str, &str) = ("instance", "ApplyChanges");
 /// Step of a disk that grows (tests/e2e/growth.rs).
 pub(crate) const OF_GROWTH: (&str, &str) = ("disk", "Grow");
+/// Step of a VM whose disk grows (tests/e2e/growth.rs).
+pub(crate) const OF_LIVE_GROWTH: (&str, &str) = ("instance", "GrowVolume");
 /// Step of a volume that begins as an archive (tests/e2e/volume_archives.rs).
 pub(crate) const OF_ARCHIVE: (&str, &str) = ("disk", "Take");
 
@@ -176,7 +178,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
     let tables = tables.chain(OF_MEMORY).chain(OF_ATTACHMENT).chain(OF_DETACHMENT);
-    let tables = tables.chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_ARCHIVE]);
+    let tables = tables.chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_LIVE_GROWTH, OF_ARCHIVE]);
     let tables: BTreeSet<_> = tables
         .chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL, OF_LOSS])
         .collect();

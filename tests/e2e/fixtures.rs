@@ -34,6 +34,11 @@ pub(crate) fn kernel_dir() -> PathBuf {
     std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from)
 }
 
+/// Returns the number of rounds of a thorough test: that of `STEAD_TEST_ROUNDS`, or else this one.
+pub(crate) fn rounds(otherwise: u64) -> u64 {
+    std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
 /// Returns the accelerator that the host must have, where the caller knows it, or else the one that it has.
 pub(crate) fn accelerator() -> String {
     std::env::var("STEAD_TEST_ACCELERATOR").unwrap_or_else(|_| Accelerator::probe().as_str().to_owned())

@@ -1,10 +1,12 @@
-//! Disks that grow: a volume and a writable layer, whose guests find the room and all of their files.
+//! Disks that grow: a volume under a running program, and a writable layer at the next start. Their guests find the room
+//! and all of their files.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, OF_GROWTH, crash_at_change};
-use crate::harness::{Harness, image};
+use crate::crash::{EDGES, OF_GROWTH, OF_LIVE_GROWTH, crash_at_change};
+use crate::fixtures::until;
+use crate::harness::{Harness, MOMENT, image};
 use crate::invariants::settles;
 use crate::machine_types::verb;
 use crate::namespace::in_namespace;
@@ -24,6 +26,22 @@ async fn has(site: &Harness) -> Vec<String> {
     shell(site, "box", HAS).await.split_whitespace().map(str::to_owned).collect()
 }
 
+/// Waits until the guest has a file system of this size on the volume, rounded down to hundreds of MiB.
+async fn has_volume(site: &Harness, least: u32) {
+    let has_room = async || (has(site).await[1].parse::<u32>().ok()? >= least).then_some(());
+    until(&format!("{least} hundreds of MiB"), MOMENT, has_room).await;
+}
+
+/// Crashes at the step that makes the disk of a running VM larger, before and after it.
+async fn crashes_while_a_mounted_volume_grows(site: &mut Harness) {
+    let (kind, action) = OF_LIVE_GROWTH;
+    for (edge, gigabytes) in EDGES.into_iter().zip([6u32, 7]) {
+        let failpoint = format!("{kind}/{action}/{edge}");
+        crash_at_change(site, &failpoint, "/volumes/data", json!({ "size_gb": gigabytes })).await;
+        has_volume(site, gigabytes * 10 - 3).await;
+    }
+}
+
 /// Crashes at the step that makes the file larger, before and after it.
 async fn crashes_while_it_grows(site: &mut Harness) {
     let (kind, action) = OF_GROWTH;
@@ -39,12 +57,12 @@ async fn crashes_while_it_grows(site: &mut Harness) {
 }
 
 #[test]
-fn a_guest_finds_the_room_of_grown_disks_at_its_next_start_and_a_memory_outlives_the_growth() {
+fn a_guest_finds_the_room_of_grown_disks_and_a_memory_outlives_the_growth() {
     in_namespace(async || {
         let mut site = Harness::running().await;
         asked(&site, Method::POST, "/volumes", json!({ "name": "data", "size_gb": 1 })).await;
         let body = json!({
-            "size": "128MB", "overlay_size": "300MB", "cmd": ["sh", "-c", "while true; do sleep 1; done"],
+            "size": "128MB", "overlay_size": "5GB", "cmd": ["sh", "-c", "while true; do sleep 1; done"],
             "volumes": [{ "volume_id": "data", "mount_path": "/data" }],
         });
         site.create("box", &image("busybox"), body).await;
@@ -52,27 +70,30 @@ fn a_guest_finds_the_room_of_grown_disks_at_its_next_start_and_a_memory_outlives
         let write = "dd if=/dev/urandom of=/kept bs=1M count=20 2>/dev/null; cp /kept /data/kept; sync";
         shell(&site, "box", write).await;
         let [root, volume, sum] = has(&site).await.try_into().expect("three words");
-        assert!(root == "2" && volume == "9", "{root} {volume}");
+        assert!(root == "48" && volume == "9", "{root} {volume}");
 
-        // The files grow at once, beside the running VM, and the memory that is saved then fits them.
+        // The program goes on beside the growth of the volume. The writable layer grows at the next start.
+        let booted = site.get("box").await["started_at"].clone();
         asked(&site, Method::PATCH, "/volumes/data", json!({ "size_gb": 2 })).await;
-        let changed = asked(&site, Method::PATCH, "/instances/box", json!({ "overlay_size": "600MB" })).await;
-        assert_eq!(changed["pending_changes"]["overlay_size"], "600.0 MB", "{changed:#}");
+        has_volume(&site, 18).await;
+        let changed = asked(&site, Method::PATCH, "/instances/box", json!({ "overlay_size": "8GB" })).await;
+        assert_eq!(changed["pending_changes"]["overlay_size"], "8.0 GB", "{changed:#}");
         verb(&site, "box", "standby").await;
-        // A memory that is saved outlives the growth of its disk.
+        // A memory that is saved outlives the growth of its disk, and its guest finds the room.
         asked(&site, Method::PATCH, "/volumes/data", json!({ "size_gb": 3 })).await;
-        let pid = site.get("box").await["started_at"].clone();
         verb(&site, "box", "restore").await;
         let seen = site.until_state("box", "Running").await;
-        assert_eq!(seen["started_at"], pid, "it was booted: {seen:#}");
-        assert_eq!(has(&site).await, [root, volume, sum.clone()]);
+        assert_eq!(seen["started_at"], booted, "it was booted: {seen:#}");
+        has_volume(&site, 28).await;
+        let [unchanged, _, again] = has(&site).await.try_into().expect("three words");
+        assert_eq!((&unchanged, &again), (&root, &sum));
 
         verb(&site, "box", "stop").await;
         verb(&site, "box", "start").await;
         site.until_state("box", "Running").await;
         let [root, volume, again] = has(&site).await.try_into().expect("three words");
         let at_least = |hundreds: &str, least: u32| hundreds.parse::<u32>().is_ok_and(|seen| seen >= least);
-        let is_larger = at_least(&root, 5) && at_least(&volume, 28);
+        let is_larger = at_least(&root, 77) && at_least(&volume, 28);
         assert!(is_larger && again == sum, "{root} {volume} {again}, and {sum} before");
         let fill = "dd if=/dev/zero of=/data/more bs=1M count=1500 2>/dev/null && rm /data/more && echo fits";
         assert_eq!(shell(&site, "box", fill).await, "fits");
@@ -83,6 +104,10 @@ fn a_guest_finds_the_room_of_grown_disks_at_its_next_start_and_a_memory_outlives
         let smaller = site.request(Method::PATCH, "/volumes/data", Some(json!({ "size_gb": 2 }))).await;
         assert_eq!(smaller.status, StatusCode::BAD_REQUEST, "{smaller:?}");
         crashes_while_it_grows(&mut site).await;
+        verb(&site, "box", "start").await;
+        site.until_state("box", "Running").await;
+        has_volume(&site, 47).await;
+        crashes_while_a_mounted_volume_grows(&mut site).await;
         site.delete("box").await;
         asked(&site, Method::DELETE, "/volumes/data", Value::Null).await;
         settles(&mut site, "growth").await;

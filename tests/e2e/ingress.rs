@@ -20,7 +20,8 @@ use crate::namespace::in_namespace;
 
 /// Server with a page, a program that switches to another protocol, and a program that sends a part of its answer and
 /// waits.
-const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www
+const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html
+    for port in 80 8000 8001 8002 8003; do httpd -p $port -h /www; done
     skip='while read -r line; do [ ${#line} -le 1 ] && break; done'
     echo "$skip; printf 'HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n'; exec cat" >/upgrade
     echo "$skip; printf 'HTTP/1.1 200 OK\r\n\r\none'; read -r line; sleep 1000" >/part
@@ -29,6 +30,10 @@ const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html; httpd -p 80 -
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 /// Number of connections that exceeds the first packets that a wake listener keeps.
 const CROWD: usize = 2 * PENDING_CONNECTIONS_MAX;
+/// Ports that the connections of the crowd go to. The kernel resets connections of a server whose queue overflows, and
+/// that of busybox holds nine.
+const CROWD_PORTS: [u16; 4] = [8000, 8001, 8002, 8003];
+const _: () = assert!(CROWD / CROWD_PORTS.len() <= 9);
 /// Time that is longer than the idle timeout and than any poll of the connection table.
 const LONG: Duration = Duration::from_secs(6);
 
@@ -223,6 +228,8 @@ fn a_request_wakes_an_instance_in_standby_and_an_open_one_keeps_it_up() {
         let policy = |wakes: bool| json!({ "auto_standby": { "enabled": true, "idle_timeout": "4s", "wake_on_traffic": wakes } });
         let id = serving(&site, policy(true)).await;
         ingress(&site, "g", &[rule("a.test", 80, "web", 80), rule("up.test", 80, "web", 81)]).await;
+        let crowd = CROWD_PORTS.map(|port| rule(&format!("{port}.test"), 80, "web", port));
+        ingress(&site, "crowd", &crowd).await;
         for round in 0..2 {
             site.until_state("web", "Standby").await;
             assert_eq!(site.vmms(), [0; 0]);
@@ -232,7 +239,8 @@ fn a_request_wakes_an_instance_in_standby_and_an_open_one_keeps_it_up() {
         }
         // A large number of connections is answered too: first packets that are not kept are repeated.
         site.until_state("web", "Standby").await;
-        join_all((0..CROWD).map(|_| page(80, "a.test"))).await;
+        let hosts = CROWD_PORTS.map(|port| format!("{port}.test"));
+        join_all((0..CROWD).map(|number| page(80, &hosts[number % hosts.len()]))).await;
         // An open connection keeps the instance running, through the ingress as in any other way.
         let mut open = tunnel(80, "up.test").await;
         sleep(LONG).await;

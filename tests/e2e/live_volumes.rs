@@ -4,15 +4,15 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_ATTACHMENT, OF_DETACHMENT, crash_at};
-use crate::fixtures::until;
+use crate::fixtures::{rounds, until};
 use crate::harness::{Answer, Harness, MOMENT, image};
 use crate::invariants::settles;
 use crate::machine_types::verb;
 use crate::namespace::in_namespace;
 use crate::socket::shell;
 
-/// Moves of a volume from one VM to another.
-const MOVES: u32 = 3;
+/// Moves of a volume from one VM to another and back, unless `STEAD_TEST_ROUNDS` has another number.
+const MOVES: u64 = 3;
 /// Prints the disks of volumes that the guest's kernel knows.
 const DISKS: &str = "ls /sys/block | grep -c ^sd || true";
 const MOUNTED: &str = "grep -c ' /data ext4' /proc/mounts || true";
@@ -190,7 +190,7 @@ fn a_volume_comes_and_goes_while_programs_run_and_its_data_goes_with_it() {
         attached(&site, "one", "disk", json!({})).await;
         what_cannot_be_done_leaves_all_as_it_was(&site).await;
         detached(&site, "one", "disk").await;
-        for number in 0..MOVES {
+        for number in 0..rounds(MOVES) {
             for name in ["two", "one"] {
                 attached(&site, name, "disk", json!({})).await;
                 let line = format!("cat /data/file; echo {name} >/data/{number}; cat /data/{number}");

@@ -13,7 +13,7 @@ use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::fixtures::{run, until};
+use crate::fixtures::{rounds, run, until};
 use crate::harness::{Harness, MOMENT, image};
 use crate::loop_disk::LoopDisk;
 use crate::namespace::in_namespace;
@@ -22,10 +22,6 @@ const ROUNDS: u64 = 4;
 const DISK_MEBIBYTES: u64 = 512;
 /// Number of simultaneous clients.
 const CLIENTS: u64 = 3;
-
-fn rounds() -> u64 {
-    std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
-}
 
 /// Returns numbers that differ from round to round and are the same in every run.
 fn scatter(round: u64) -> u64 {
@@ -137,7 +133,7 @@ fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() 
     in_namespace(async || {
         let (mut site, disk) = scene().await;
         let mut acknowledged = 0;
-        for round in 1..=rounds() {
+        for round in 1..=rounds(ROUNDS) {
             let clients = (0..CLIENTS).map(|n| {
                 let (site, name) = (&site, format!("r{round}-{n}"));
                 async move { client(site, &name, 12).await }
@@ -170,7 +166,7 @@ fn a_loss_of_power_in_a_start_leaves_a_daemon_that_starts() {
     in_namespace(async || {
         let (mut site, disk) = scene().await;
         let mut answered = client(&site, "kept", 9).await.0;
-        for round in 1..=rounds() {
+        for round in 1..=rounds(ROUNDS) {
             site.kill().await;
             // Another program syncs on the same file system, as guests do: that makes names durable before content.
             let is_over = AtomicBool::new(false);

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::fixtures::until;
+use crate::fixtures::{rounds, until};
 use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
@@ -18,10 +18,6 @@ use crate::namespace::in_namespace;
 const ROUNDS: u64 = 6;
 /// Limit on simultaneous instances. Each boots or runs under emulation.
 const INSTANCES_MAX: usize = 4;
-
-fn rounds() -> u64 {
-    std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
-}
 
 /// A generator of numbers that differ from call to call and are the same in every run.
 struct Scatter(Cell<u64>);
@@ -183,7 +179,7 @@ fn a_daemon_that_is_killed_again_and_again_in_a_storm_loses_nothing_and_leaves_n
     in_namespace(async || {
         let mut site = Harness::running().await;
         let (known, scatter) = (RefCell::new(Known::default()), Scatter(Cell::new(7)));
-        for round in 0..rounds() {
+        for round in 0..rounds(ROUNDS) {
             storm(&mut site, &known, round, &scatter).await;
             nothing_is_lost(&site, &known, round).await;
         }

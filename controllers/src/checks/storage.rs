@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
-use stead_schemas::instance::State;
-use stead_schemas::meta::Kind;
+use stead_schemas::instance::{Instance, State};
+use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::volume::{Access, Volume, numbered};
 
 use super::{Broken, HostSnapshot, Records, check_owner, check_ready, live};
+use crate::host::Machine;
 
 pub(crate) fn disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let recorded: BTreeMap<Uid, Bytes> =
@@ -92,10 +93,27 @@ pub(crate) fn mounts(broken: &mut Broken, records: &Records, host: &HostSnapshot
         let is_settled = found.is_none()
             && machine.unsure_volume.is_none()
             && volumes.iter().all(|mount| !mount.is_leaving);
+        grown(broken, records, instance, machine);
         if wanted != there || !are_mounted || !is_settled {
             broken.push(format!(
                 "{uid} has the disks {there:?}, mounted {mounted:?}, of {volumes:?}: {found:?}"
             ));
+        }
+    }
+}
+
+/// Checks that VM and guest know the sizes of the volumes that they write to.
+fn grown(broken: &mut Broken, records: &Records, instance: &Object<Instance>, machine: &Machine) {
+    let Some(guest) = &machine.guest.volumes else { return };
+    let written = numbered(&instance.spec.volumes).filter(|(_, mount)| mount.access == Access::ReadWrite);
+    for (number, mount) in written {
+        let volume = live(&records.volumes).find(|volume| volume.meta.uid == mount.volume);
+        let Some(size) = volume.map(|volume| volume.spec.size) else { continue };
+        let known = machine.volume_sizes.get(&number).copied();
+        let mounted = guest.mounted.iter().find(|mounted| mounted.path == mount.path);
+        let filled = mounted.and_then(|mounted| mounted.size).map(Bytes);
+        if (known, filled) != (Some(size), Some(size)) {
+            broken.push(format!("{} of {size}: the VM has {known:?}, the guest {filled:?}", mount.volume));
         }
     }
 }

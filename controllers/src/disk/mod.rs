@@ -5,8 +5,8 @@
 //! of a snapshot's disk is copied once the snapshot is taken; after a loss it begins empty.
 //! Assumes: disk sizes are overcommitted on purpose, because the files are sparse. The check is for space to
 //! begin with, not for the whole apparent size.
-//! Never: makes a file smaller, or changes its content: the file system in it grows in the guest that mounts it next for
-//! writing, which alone has to trust it. A disk is removed only after its owner's record is gone, so that no VM
+//! Never: makes a file smaller, or changes its content: the file system in it grows in the guest that writes to it, which
+//! alone has to trust it. A disk is removed only after its owner's record is gone, so that no VM
 //! uses it by then.
 //! Cancel/crash: a file is complete or absent.
 //!

@@ -3,7 +3,7 @@
 //! A machine is found by its runtime directory (named by the instance's uid) and its process by pid, start
 //! time and boot id. It survives the daemon, and a new daemon finds it the same way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::Ipv4Addr;
 
@@ -48,6 +48,9 @@ pub struct Machine {
     pub volumes: Vec<VolumeDisk>,
     /// The number of a disk that was being put into the machine, or taken out, when a crash came.
     pub unsure_volume: Option<u32>,
+    /// Sizes with which the machine knows its disks of volumes, in bytes, by their numbers. Machines of earlier versions
+    /// have none until a disk grows.
+    pub volume_sizes: BTreeMap<u32, Bytes>,
     /// True if disks of volumes can be put into this machine, and taken out, while it runs.
     pub has_live_volumes: bool,
     /// Walls that the VMM is not behind, as observed of its process. Meaningless without a process.
@@ -105,6 +108,8 @@ pub enum MachineChange {
     AddVolume(VolumeDisk),
     /// The disk of this number is taken out of the machine, if it is there, whatever the guest does with it.
     RemoveVolume(u32),
+    /// The disk of this number has this size from now on, which its file has already.
+    GrowVolume(u32, Bytes),
 }
 
 /// The parameters of a VMM, with all references resolved.

@@ -27,7 +27,12 @@ impl Guests for World {
                 change: 0,
             });
             let mounted = config.volumes.clone();
-            let volumes = MountedVolumes { requested: mounted.clone(), mounted, ..MountedVolumes::default() };
+            let volumes = MountedVolumes {
+                requested: mounted.clone(),
+                mounted,
+                fills_disks: true,
+                ..MountedVolumes::default()
+            };
             vmm.volumes.get_or_insert(volumes);
             Ok(())
         })
@@ -64,7 +69,8 @@ impl Guests for World {
     async fn mount_volumes(&self, owner: &Uid, volumes: &[VolumeMount]) -> Result<(), HostError> {
         self.on_vmm("mount volumes in", owner, |vmm| {
             let (requested, mounted) = (volumes.to_vec(), volumes.to_vec());
-            vmm.volumes = Some(MountedVolumes { requested, mounted, ..MountedVolumes::default() });
+            vmm.volumes =
+                Some(MountedVolumes { requested, mounted, fills_disks: true, ..MountedVolumes::default() });
             Ok(())
         })
         .await

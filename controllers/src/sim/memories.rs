@@ -92,6 +92,7 @@ impl Memories for World {
             state.next_pid += 1;
             (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);
             vmm.disk_rate = plan.disk_rate;
+            vmm.volume_sizes = state.volume_sizes(&vmm.disks);
             (vmm.is_restored, vmm.has_unused_memory) = (true, false);
             (vmm.tap, vmm.address) =
                 plan.network.as_ref().map(|card| (card.tap.clone(), card.address)).unzip();

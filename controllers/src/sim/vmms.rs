@@ -1,5 +1,6 @@
 //! Simulated VMMs with guests that boot, ask, run, end and report it, in virtual time.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{LaunchId, RunNo};
-use stead_schemas::quantity::Rate;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use super::World;
 use super::program::Program;
@@ -47,6 +48,8 @@ pub(super) struct Vmm {
     pub(super) disks: Vec<Known>,
     /// Number of a disk of a volume of which a part may be there.
     pub(super) unsure_volume: Option<u32>,
+    /// Sizes with which it knows the disks of volumes, by their numbers.
+    pub(super) volume_sizes: BTreeMap<u32, Bytes>,
     /// The volumes of the guest, once it is configured.
     pub(super) volumes: Option<MountedVolumes>,
     pub(super) incarnation: Option<String>,
@@ -190,6 +193,7 @@ impl Vmm {
             has_unused_memory: self.has_unused_memory,
             volumes: self.disks.iter().skip(1).map(|known| known.disk.clone()).collect(),
             unsure_volume: self.unsure_volume,
+            volume_sizes: self.volume_sizes.clone(),
             has_live_volumes: true,
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
@@ -272,6 +276,7 @@ impl Vmms for World {
                 return Err(refuse(HostErrorKind::Conflict, "the tap is in use"));
             }
             state.put_over(&plan.owner, &plan.overlay, &plan.rootfs);
+            let volume_sizes = state.volume_sizes(&disks);
             // A VM that boots knows nothing of its disks yet.
             state.begin_to_write(&plan.owner, &mut disks);
             state.next_pid += 1;
@@ -302,6 +307,7 @@ impl Vmms for World {
                     slept: SignedDuration::ZERO,
                     disks,
                     unsure_volume: None,
+                    volume_sizes,
                     volumes: None,
                     incarnation: None,
                     memory: None,
@@ -371,6 +377,7 @@ impl Vmms for World {
                 MachineChange::UnusedMemory => vmm.has_unused_memory = false,
                 MachineChange::AddVolume(_) => {}
                 MachineChange::RemoveVolume(number) => vmm.remove_volume(*number),
+                MachineChange::GrowVolume(number, size) => vmm.grow_volume(*number, *size),
             }
             Ok(())
         })

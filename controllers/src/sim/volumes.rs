@@ -1,6 +1,7 @@
 //! Volumes that come and go while simulated VMs run.
 
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 
 use super::World;
 use super::vmms::Vmm;
@@ -21,6 +22,15 @@ impl Vmm {
             index == 1 || known.disk.number != number
         });
         self.unsure_volume = self.unsure_volume.filter(|unsure| *unsure != number);
+        self.volume_sizes.remove(&number);
+    }
+
+    /// Makes a disk known with this size, which never becomes smaller.
+    pub(super) fn grow_volume(&mut self, number: u32, size: Bytes) {
+        if !self.has_room_for(number) {
+            let known = self.volume_sizes.entry(number).or_default();
+            *known = size.max(*known);
+        }
     }
 }
 
@@ -38,6 +48,7 @@ impl World {
                 return Err(refuse(HostErrorKind::Missing));
             }
             let is_cut = state.rng.chance(state.faults.after);
+            let size = state.disks.get(&disk.disk).copied();
             // It may be written to from here on, however far this comes.
             state.begin_to_write(owner, &mut added);
             let vmm = state.machines.get_mut(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
@@ -45,6 +56,7 @@ impl World {
                 vmm.unsure_volume = Some(disk.number);
                 return Err(refuse(HostErrorKind::Transient));
             }
+            vmm.volume_sizes.extend(size.map(|size| (disk.number, size)));
             vmm.disks.extend(added);
             vmm.disks[1..].sort_by_key(|known| known.disk.number);
             Ok(())

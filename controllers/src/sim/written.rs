@@ -1,6 +1,9 @@
 //! Simulated writes: a VM's memory knows the state of its disks, and this checks whether it still holds.
 
+use std::collections::BTreeMap;
+
 use stead_schemas::names::{Digest, Uid};
+use stead_schemas::quantity::Bytes;
 
 use super::State;
 use crate::host::VolumeDisk;
@@ -21,6 +24,12 @@ impl Known {
 impl State {
     pub(super) fn has_disks(&self, known: &[Known]) -> bool {
         known.iter().all(|known| self.disks.contains_key(&known.disk.disk))
+    }
+
+    /// Returns the sizes of the files of volumes' disks, by the numbers of the disks. The first disk is the root's.
+    pub(super) fn volume_sizes(&self, known: &[Known]) -> BTreeMap<u32, Bytes> {
+        let volumes = known.iter().skip(1);
+        volumes.filter_map(|known| Some((known.disk.number, *self.disks.get(&known.disk.disk)?))).collect()
     }
 
     pub(super) fn age(&self, disk: &Uid) -> u64 {

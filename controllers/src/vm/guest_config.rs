@@ -26,7 +26,7 @@ pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option
         shutdown_grace_millis: u64::try_from(shutdown_grace(&object.spec, Some(image)).as_millis())
             .unwrap_or(u64::MAX),
         network: guest_network(seen),
-        volumes: volumes::guest_mounts(&object.spec),
+        volumes: volumes::guest_mounts(&object.spec, &machine.volume_sizes),
         hotplug_bytes: object.spec.hotplug.0,
         has_agent: !object.spec.skip_guest_agent,
         incarnation: incarnation(object),

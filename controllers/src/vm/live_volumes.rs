@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! attach   the disk is put into the VM, then the guest mounts it
+//! grow     the VM learns the size of its file, then the guest fills the disk with its file system
 //! detach   the guest unmounts it, then the disk is taken out, then the spec forgets the mount
 //! ```
 //! Guarantees: a volume is referred to by the instance for as long as its VM has the disk. A guest that does not unmount
@@ -12,6 +13,7 @@ use stead_schemas::guest::{self, MountedVolumes};
 use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
 use stead_schemas::volume::{VolumeMount, numbered};
 
 use super::facts::is_up;
@@ -52,7 +54,10 @@ pub(super) fn plan(object: &Object<Instance>, machine: &Machine, seen: &Observed
         return Some(Action::RemoveVolume(uid(), disk.number));
     }
     let gone = gone(object, machine);
-    (!gone.is_empty()).then(|| Action::ForgetVolumes(uid(), gone))
+    if !gone.is_empty() {
+        return Some(Action::ForgetVolumes(uid(), gone));
+    }
+    grown(machine, seen).map(|(number, size)| Action::GrowVolume(uid(), number, size))
 }
 
 /// Returns the disks that should be in the VM, and can be.
@@ -64,10 +69,26 @@ fn wanted_disks<'a>(object: &Object<Instance>, seen: &'a Observed) -> Vec<&'a Vo
     seen.parts.volumes.disks.iter().filter(|disk| !leaving.contains(&disk.number)).collect()
 }
 
+/// Returns a disk whose file grew, with the size of the file in bytes.
+fn grown(machine: &Machine, seen: &Observed) -> Option<(u32, Bytes)> {
+    let known = |number| machine.volume_sizes.get(&number).copied().unwrap_or_default();
+    let mut sizes = seen.parts.volumes.sizes.iter().map(|(number, size)| (*number, *size));
+    sizes.find(|(number, size)| !is_free(machine, *number) && known(*number) < *size)
+}
+
+/// Returns the mounts that the guest should have.
+fn wanted_mounts(object: &Object<Instance>, machine: &Machine) -> Vec<guest::VolumeMount> {
+    let mut mounts = guest_mounts(&object.spec, &machine.volume_sizes);
+    if reported(machine).is_some_and(|guest| !guest.fills_disks) {
+        mounts.iter_mut().for_each(|mount| mount.size = None);
+    }
+    mounts
+}
+
 /// Returns the mounts that the guest should have, as far as their disks are in the VM.
 fn mountable(object: &Object<Instance>, machine: &Machine) -> Vec<guest::VolumeMount> {
     let has = |serial: &String| machine.volumes.iter().any(|disk| guest::volume_disk(disk.number) == *serial);
-    let mut mounts = guest_mounts(&object.spec);
+    let mut mounts = wanted_mounts(object, machine);
     mounts.retain(|mount| has(&mount.disk) && mount.upper.as_ref().is_none_or(has));
     mounts
 }
@@ -107,7 +128,7 @@ pub(super) fn record(
 }
 
 fn difference(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Option<(Reason, String)> {
-    let mounts = guest_mounts(&object.spec);
+    let mounts = wanted_mounts(object, machine);
     let is_leaving = object.spec.volumes.iter().any(|mount| mount.is_leaving);
     let Some(guest) = reported(machine) else {
         let is_as_wanted = !is_leaving && mountable(object, machine).len() == mounts.len();

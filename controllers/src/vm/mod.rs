@@ -24,7 +24,8 @@
 //!
 //! Health: Ready --BeginProbe--> probed --EndProbe--> Ready, before anything is done to its VM.
 //!
-//! Volumes: Ready --AddVolume, MountVolumes--> Ready with it; --MountVolumes, RemoveVolume, ForgetVolumes--> without.
+//! Volumes: Ready --AddVolume, MountVolumes--> Ready with it; --MountVolumes, RemoveVolume, ForgetVolumes--> without;
+//! --GrowVolume, MountVolumes--> Ready with more room.
 //!
 //! Changes that a running program cannot see wait for the moment in which the instance has no VM: nothing
 //! --ApplyChanges--> nothing, with the changed spec. A program that should be started again for a new image runs on
@@ -117,6 +118,8 @@ pub enum Action {
     AddVolume(Uid, VolumeDisk),
     /// Takes the disk of this number out of the VM.
     RemoveVolume(Uid, u32),
+    /// Makes the disk of this number as large as its file in the VM.
+    GrowVolume(Uid, u32, Bytes),
     /// Asks the guest to have exactly these volumes mounted.
     MountVolumes(Uid, Vec<guest::VolumeMount>),
     /// Removes the mounts of these volumes from the spec: they were to leave, and the VM has none of their disks.
@@ -206,6 +209,9 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             }
             Action::RemoveVolume(uid, number) => {
                 self.host.vmms().change(uid, &MachineChange::RemoveVolume(*number)).await
+            }
+            Action::GrowVolume(uid, number, size) => {
+                self.host.vmms().change(uid, &MachineChange::GrowVolume(*number, *size)).await
             }
             Action::MountVolumes(uid, volumes) => self.host.guests().mount_volumes(uid, volumes).await,
             Action::ForgetVolumes(uid, volumes) => {

@@ -1,10 +1,13 @@
 //! Volumes of an instance: whether their disks exist, and how its VM and its guest receive them.
 
+use std::collections::BTreeMap;
+
 use stead_schemas::condition::{self, Condition, ConditionType};
 use stead_schemas::disk::Disk;
 use stead_schemas::guest;
 use stead_schemas::instance::{Instance, InstanceSpec};
 use stead_schemas::meta::Object;
+use stead_schemas::quantity::Bytes;
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::{Access, Volume, VolumeMount, numbered};
@@ -17,6 +20,9 @@ use crate::store::Store;
 pub struct VolumesSeen {
     /// The disks of all mounts that can be used, by their numbers.
     pub disks: Vec<VolumeDisk>,
+    /// Sizes of the disks that are written to directly and have a file system of their own, in bytes, by the numbers of
+    /// the disks.
+    pub sizes: BTreeMap<u32, Bytes>,
     /// The reason why a VM cannot use the others yet.
     pub trouble: Option<String>,
 }
@@ -25,7 +31,11 @@ pub(super) fn seen(store: &Store, object: &Object<Instance>) -> VolumesSeen {
     let mut seen = VolumesSeen::default();
     for (first, mount) in numbered(&object.spec.volumes) {
         match disks_of(store, object, mount, first) {
-            Ok(disks) => seen.disks.extend(disks),
+            Ok(disks) => {
+                let size = size_of(store, mount, &disks);
+                seen.sizes.extend(size.map(|size| (first, size)));
+                seen.disks.extend(disks);
+            }
             Err(why) => {
                 seen.trouble.get_or_insert(format!("volume {}: {why}", mount.volume));
             }
@@ -53,6 +63,12 @@ fn disks_of(
     let object = store.get::<Disk>(upper).ok_or("the disk over it is gone")?;
     check_ready(&object.status.conditions)?;
     Ok(vec![disk, VolumeDisk { disk: upper.clone(), is_read_only: false, number: number + 1 }])
+}
+
+/// Returns the size of the file of a volume, in bytes, if the guest fills it with a file system.
+fn size_of(store: &Store, mount: &VolumeMount, disks: &[VolumeDisk]) -> Option<Bytes> {
+    let disk = disks.first().filter(|_| mount.access == Access::ReadWrite)?;
+    store.get::<Disk>(&disk.disk)?.status.size
 }
 
 fn check_ready(conditions: &[Condition]) -> Result<(), String> {
@@ -87,14 +103,16 @@ fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> 
     }
 }
 
-/// Returns the mounts that the guest should have, outer paths first, so that no mount hides another.
-pub(super) fn guest_mounts(spec: &InstanceSpec) -> Vec<guest::VolumeMount> {
+/// Returns the mounts that the guest should have, outer paths first, so that no mount hides another. Its VM knows the
+/// disks with these sizes, by their numbers.
+pub(super) fn guest_mounts(spec: &InstanceSpec, sizes: &BTreeMap<u32, Bytes>) -> Vec<guest::VolumeMount> {
     let staying = numbered(&spec.volumes).filter(|(_, mount)| !mount.is_leaving);
     let of = |(first, mount): (u32, &VolumeMount)| guest::VolumeMount {
         path: mount.path.clone(),
         disk: guest::volume_disk(first),
         is_read_only: !mount.access.is_writing(),
         upper: matches!(mount.access, Access::Overlay { .. }).then(|| guest::volume_disk(first + 1)),
+        size: sizes.get(&first).filter(|_| mount.access == Access::ReadWrite).map(|size| size.0),
     };
     let mut mounts: Vec<_> = staying.map(of).collect();
     mounts.sort_by(|one, other| one.path.cmp(&other.path));
@@ -106,7 +124,6 @@ mod tests {
     use stead_schemas::instance::Power;
     use stead_schemas::meta::Tags;
     use stead_schemas::names::{Name, Uid};
-    use stead_schemas::quantity::Bytes;
     use stead_schemas::snapshot::{
         CapturedDisk, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
     };
@@ -140,17 +157,19 @@ mod tests {
             mount('b', "/set", Access::Overlay { disk: uid('o'), size: Bytes(1) }),
             mount('c', "/data", Access::ReadOnly),
         ];
-        let mounts = guest_mounts(&object.spec);
+        let sizes = (0..4).map(|number| (number, Bytes(7))).collect();
+        let mounts = guest_mounts(&object.spec, &sizes);
         let reported: Vec<_> = mounts
             .iter()
             .map(|mount| {
-                (mount.path.as_str(), mount.disk.as_str(), mount.upper.as_deref(), mount.is_read_only)
+                let (upper, size) = (mount.upper.as_deref(), mount.size);
+                (mount.path.as_str(), mount.disk.as_str(), upper, mount.is_read_only, size)
             })
             .collect();
         let expected = [
-            ("/data", "stead.volume.3", None, true),
-            ("/data/deep", "stead.volume.0", None, false),
-            ("/set", "stead.volume.1", Some("stead.volume.2"), true),
+            ("/data", "stead.volume.3", None, true, None),
+            ("/data/deep", "stead.volume.0", None, false, Some(7)),
+            ("/set", "stead.volume.1", Some("stead.volume.2"), true, None),
         ];
         assert_eq!(reported, expected);
     }
@@ -163,7 +182,7 @@ mod tests {
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Wait WaitingForDisk");
         seen.parts.volumes = VolumesSeen {
             disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true, number: 0 }],
-            trouble: None,
+            ..VolumesSeen::default()
         };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Launch");
     }

@@ -125,7 +125,7 @@ pub(crate) fn rewind(
     Ok(())
 }
 
-/// Raises the size of a volume. Its file grows at once, and its file system when an instance mounts it next for writing.
+/// Raises the size of a volume. Its file grows at once, and its file system in the guest that writes to it now or next.
 ///
 /// # Errors
 /// Returns `NotFound`, `Invalid` for a smaller size, and `NoRoom`.

@@ -90,6 +90,18 @@ pub struct VolumeMount {
     pub is_read_only: bool,
     /// The disk for what is written over a disk that is only read.
     pub upper: Option<String>,
+    /// Size of the disk, in bytes, which its file system should fill; `None` for volumes that are not written to
+    /// directly, and from hosts of earlier versions.
+    #[serde(default)]
+    pub size: Option<u64>,
+}
+
+impl VolumeMount {
+    /// Returns whether another mount is the same one, whatever the size of its disk.
+    #[must_use]
+    pub fn is_same_but_size(&self, other: &Self) -> bool {
+        Self { size: None, ..self.clone() } == Self { size: None, ..other.clone() }
+    }
 }
 
 /// The identity that a guest must take when it continues from the memory of another.
@@ -214,6 +226,9 @@ pub struct MountedVolumes {
     /// The reasons why volumes are mounted that should not be, or are not mounted that should be, by path.
     #[serde(default)]
     pub problems: BTreeMap<String, String>,
+    /// True if the guest fills disks that grow while they are mounted. Guests of earlier versions do so at their start.
+    #[serde(default)]
+    pub fills_disks: bool,
 }
 
 /// The hotplug memory of a guest.

@@ -97,6 +97,13 @@ pub(crate) fn forget_disk(device: &Path) {
     }
 }
 
+/// Makes the kernel ask a SCSI disk for its size, which the host may have raised. A saved memory knows the earlier size.
+pub(crate) fn update_size(device: &Path) {
+    if let Some(name) = device.file_name() {
+        let _ = fs::write(Path::new("/sys/block").join(name).join("device/rescan"), "1");
+    }
+}
+
 /// Makes the kernel search for the SCSI disk of a volume, which it may have forgotten.
 pub(crate) fn search_disk(serial: &str) {
     let Some(number) = serial.rsplit('.').next().filter(|number| number.parse::<u32>().is_ok()) else {

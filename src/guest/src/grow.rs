@@ -1,4 +1,5 @@
-//! Disks that are mounted for writing: their file systems grow to the size of the disk, which the host may have raised.
+//! Disks that are mounted for writing: their file systems grow to the size of the disk, which the host may have raised
+//! before they are mounted, or while they are.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -7,6 +8,8 @@ use std::path::Path;
 
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 use rustix::mount::{MountFlags, mount};
+
+use crate::devices::update_size;
 
 /// Request number `EXT4_IOC_RESIZE_FS`, with the new number of blocks.
 const RESIZE: Opcode = opcode::write::<u64>(b'f', 16);
@@ -24,20 +27,29 @@ const SMALLEST_BLOCK: u64 = 1024;
 /// Returns an error if the disk cannot be mounted.
 pub(crate) fn mount_writable(device: &Path, at: &Path) -> io::Result<()> {
     mount(device, at, "ext4", MountFlags::NOATIME, None)?;
-    if let Err(error) = grow(device, at) {
+    if let Err(error) = File::open(at).and_then(|mounted| fill_disk(&mounted, device, 0)) {
         crate::log_line(&format!("the file system at {} does not grow to its disk: {error}", at.display()));
     }
     Ok(())
 }
 
-fn grow(device: &Path, at: &Path) -> io::Result<()> {
+/// Lets a mounted file system grow to the size of its disk.
+///
+/// # Errors
+/// Returns an error if the disk has less than `size_min` bytes as far as the kernel knows, or if the file system does not
+/// grow.
+pub(crate) fn fill_disk(mounted: &File, device: &Path, size_min: u64) -> io::Result<()> {
     let mut disk = File::open(device)?;
-    let (blocks, size) = geometry(&disk)?;
-    let fitting = disk.seek(SeekFrom::End(0))? / size;
-    if fitting <= blocks {
-        return Ok(());
+    if disk.seek(SeekFrom::End(0))? < size_min {
+        update_size(device);
     }
-    resize(&File::open(at)?, fitting)
+    let present = disk.seek(SeekFrom::End(0))?;
+    if present < size_min {
+        return Err(io::Error::other(format!("its disk has {present} of {size_min} bytes")));
+    }
+    let (blocks, block_size) = geometry(&disk)?;
+    let fitting = present / block_size;
+    if fitting <= blocks { Ok(()) } else { resize(mounted, fitting) }
 }
 
 /// Reads the number of blocks of a file system, and the size of a block in bytes.

@@ -111,6 +111,7 @@ fn volumes_are_requested_with_the_token_and_reported_when_they_change() {
         disk: disk.to_owned(),
         is_read_only: false,
         upper: None,
+        size: None,
     };
     let first = MountedVolumes::default();
     assert!(host.control.wait_for_volumes(0, &first, Some(Duration::ZERO)).is_none());

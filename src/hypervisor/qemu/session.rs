@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use super::command;
 use super::monitor::{Monitor, STATE_DEADLINE};
-use stead_schemas::quantity::Rate;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use crate::host::tap::Frames;
 use crate::hypervisor::driver::{Answer, Notify, RunState, SaveFiles, Saved, Session, VolumeFile};
@@ -121,6 +121,10 @@ impl Session for QemuSession {
 
     fn remove_volume(&self, number: u32) -> Answer<'_, ()> {
         Box::pin(self.monitor.remove_volume(number))
+    }
+
+    fn grow_volume(&self, number: u32, size: Bytes) -> Answer<'_, ()> {
+        Box::pin(self.monitor.grow_volume(number, size))
     }
 
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use qapi::qmp::{self, QmpCommand};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use stead_schemas::quantity::Bytes;
 use tokio::time::Instant;
 
 use super::disk::{Disk, as_arguments, node_names, volume_name};
@@ -76,6 +77,13 @@ impl Monitor {
             }
         }
         Ok(())
+    }
+
+    /// Makes the disk of a volume have this size, in bytes, and tells the guest's controller that it changed.
+    pub(super) async fn grow_volume(&self, number: u32, size: Bytes) -> Result<(), String> {
+        let [drive, _, _] = node_names(&volume_name(number));
+        let size = i64::try_from(size.0).map_err(|error| error.to_string())?;
+        self.execute(qmp::block_resize { device: None, node_name: Some(drive), size }).await.map(drop)
     }
 
     /// Removes a node, which the removed device may have in use for a moment.

@@ -23,12 +23,17 @@ fn disk(number: u32) -> VolumeDisk {
 
 fn in_guest(number: u32) -> GuestMount {
     let disk = stead_schemas::guest::volume_disk(number);
-    GuestMount { path: format!("/{number}"), disk, is_read_only: false, upper: None }
+    GuestMount { path: format!("/{number}"), disk, is_read_only: false, upper: None, size: None }
 }
 
 fn guest(requested: &[u32], mounted: &[u32]) -> MountedVolumes {
     let all = |numbers: &[u32]| numbers.iter().map(|number| in_guest(*number)).collect();
-    MountedVolumes { requested: all(requested), mounted: all(mounted), problems: BTreeMap::new() }
+    MountedVolumes {
+        requested: all(requested),
+        mounted: all(mounted),
+        problems: BTreeMap::new(),
+        fills_disks: true,
+    }
 }
 
 /// Returns an instance with these mounts that runs, and what is seen of it: the disks that its VM has, and the report of
@@ -107,6 +112,28 @@ fn a_vm_that_cannot_change_its_volumes_keeps_them_until_it_is_down() {
     seen.machine = None;
     let step = plan(&Desired::Present(&object), &seen, at(5).into());
     assert_eq!(name(&step), "ApplyChanges", "the mount is removed before the next start");
+}
+
+#[test]
+fn a_disk_that_grows_is_grown_in_its_vm_and_then_filled_by_its_guest() {
+    let planned = |known: Option<u64>, filled: Option<u64>, fills_disks| {
+        let mut report = guest(&[0], &[0]);
+        (report.fills_disks, report.requested[0].size) = (fills_disks, filled);
+        let (object, mut seen) = running(vec![mount(0, false)], &[0], Some(report));
+        seen.parts.volumes.sizes = BTreeMap::from([(0, Bytes(20))]);
+        let machine = seen.machine.as_mut().expect("there");
+        machine.volume_sizes = known.map(|known| (0, Bytes(known))).into_iter().collect();
+        planned(&(object, seen))
+    };
+    assert_eq!(planned(None, None, true), "GrowVolume", "the VM of an earlier version");
+    assert_eq!(planned(Some(10), None, true), "MountVolumes");
+    assert_eq!(planned(Some(10), Some(10), true), "GrowVolume");
+    assert_eq!(planned(Some(20), Some(10), true), "MountVolumes");
+    assert_eq!(planned(Some(20), Some(20), true), "Converged");
+    // The file of a disk is never cut.
+    assert_eq!(planned(Some(30), Some(30), true), "Converged");
+    // A guest of an earlier version fills its disk when it boots.
+    assert_eq!(planned(Some(20), None, false), "Converged");
 }
 
 #[test]

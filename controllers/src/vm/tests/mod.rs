@@ -136,6 +136,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         has_unused_memory: false,
         volumes: Vec::new(),
         unsure_volume: None,
+        volume_sizes: BTreeMap::new(),
         has_live_volumes: true,
         missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,

@@ -15,12 +15,13 @@ pub(super) struct Difference {
     pub(super) mount: Vec<VolumeMount>,
 }
 
-/// Returns the work that makes the mounted volumes the requested ones. A volume that changes is in both lists.
+/// Returns the work that makes the mounted volumes the requested ones. A volume that changes is in both lists, except one
+/// whose disk grew.
 pub(super) fn difference(mounted: &[Mounted], requested: &[VolumeMount]) -> Difference {
-    let is_kept = |one: &&Mounted| requested.contains(&one.volume);
+    let is_kept = |one: &&Mounted| requested.iter().any(|volume| one.volume.is_same_but_size(volume));
     let mut unmount: Vec<Mounted> = mounted.iter().filter(|one| !is_kept(one)).cloned().collect();
     unmount.sort_by(|one, other| other.at.cmp(&one.at));
-    let is_mounted = |volume: &&VolumeMount| mounted.iter().any(|one| one.volume == **volume);
+    let is_mounted = |volume: &&VolumeMount| mounted.iter().any(|one| one.volume.is_same_but_size(volume));
     let mut mount: Vec<VolumeMount> =
         requested.iter().filter(|volume| !is_mounted(volume)).cloned().collect();
     mount.sort_by(|one, other| Path::new(&one.path).cmp(Path::new(&other.path)));
@@ -54,7 +55,13 @@ mod tests {
     use crate::devices::DeviceNumber;
 
     fn volume(path: &str, disk: &str) -> VolumeMount {
-        VolumeMount { path: path.to_owned(), disk: disk.to_owned(), is_read_only: false, upper: None }
+        VolumeMount {
+            path: path.to_owned(),
+            disk: disk.to_owned(),
+            is_read_only: false,
+            upper: None,
+            size: None,
+        }
     }
 
     fn mounted(path: &str, disk: &str) -> Mounted {
@@ -92,6 +99,8 @@ mod tests {
             let expected = Difference { unmount: vec![before.clone()], mount: vec![after.clone()] };
             assert_eq!(difference(std::slice::from_ref(&before), &[after]), expected);
         }
+        let grown = VolumeMount { size: Some(1 << 30), ..before.volume.clone() };
+        assert_eq!(difference(&[before], &[grown]), Difference { unmount: vec![], mount: vec![] });
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! While a part of it does not succeed, it is tried again, less and less often.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,7 +18,8 @@ use super::recognise::is_same_but_path;
 use super::unmount::unmount_one;
 use super::{MOUNTED, Mounted, Registry, mountinfo, scratch};
 use crate::control::Control;
-use crate::devices::{DEVICE_WAIT, disk_of_serial};
+use crate::devices::{DEVICE_WAIT, DeviceNumber, disk_of_serial};
+use crate::grow::fill_disk;
 use crate::{inside, modules};
 
 /// Delays between attempts, which double while a part of the request does not succeed.
@@ -45,6 +49,7 @@ fn follow(control: &Control, follower: &Follower<'_>) {
     let mut report = MountedVolumes {
         requested: requested.clone(),
         mounted: requested.clone(),
+        fills_disks: true,
         ..MountedVolumes::default()
     };
     let (mut number, mut delay) = (0, None);
@@ -70,7 +75,7 @@ fn retry_delay(before: Option<Duration>, has_problems: bool) -> Option<Duration>
 impl Follower<'_> {
     /// Carries out a request as far as possible. Disks that are missing have this time to appear.
     pub(super) fn attempt(&self, requested: &[VolumeMount], wait: Duration) -> MountedVolumes {
-        self.take_paths(requested);
+        self.take_request(requested);
         let mut problems = self.forget_unmounted(requested);
         let work = difference(&self.registry.all(), requested);
         for mounted in work.unmount {
@@ -92,13 +97,17 @@ impl Follower<'_> {
                 problems.entry(volume.path).or_insert(text);
             }
         }
+        for (path, text) in self.fill_disks() {
+            problems.entry(path).or_insert(text);
+        }
         let mounted = self.registry.volumes(requested);
         let problems = problems.into_iter().map(|(path, text)| (path, one_line(&text))).collect();
-        MountedVolumes { requested: requested.to_vec(), mounted, problems }
+        MountedVolumes { requested: requested.to_vec(), mounted, problems, fills_disks: true }
     }
 
-    /// Takes over the paths of a request for volumes whose paths are known with all links resolved.
-    fn take_paths(&self, requested: &[VolumeMount]) {
+    /// Takes over the paths of a request for volumes whose paths are known with all links resolved, and the sizes of disks
+    /// that grew.
+    fn take_request(&self, requested: &[VolumeMount]) {
         for mounted in self.registry.all() {
             let is_it = |volume: &&VolumeMount| {
                 is_same_but_path(volume, &mounted.volume)
@@ -107,10 +116,31 @@ impl Follower<'_> {
             if requested.contains(&mounted.volume) {
                 continue;
             }
-            if let Some(volume) = requested.iter().find(is_it) {
+            let is_grown = |volume: &&VolumeMount| mounted.volume.is_same_but_size(volume);
+            if let Some(volume) = requested.iter().find(is_grown).or_else(|| requested.iter().find(is_it)) {
                 self.registry.rename(&mounted, volume);
             }
         }
+    }
+
+    /// Lets the file systems of volumes grow to the requested sizes of their disks. Returns the reasons why some do not.
+    fn fill_disks(&self) -> BTreeMap<String, String> {
+        let mut problems = BTreeMap::new();
+        for mounted in self.registry.all() {
+            let Some(size) = mounted.volume.size else { continue };
+            let filled = File::open(&mounted.at).and_then(|top| match top.metadata() {
+                Ok(seen) if DeviceNumber::of(seen.dev()) == mounted.device => {
+                    let device = (self.find)(&mounted.volume.disk).ok_or(io::ErrorKind::NotFound)?;
+                    fill_disk(&top, &device, size)
+                }
+                _ => Err(io::Error::other("something else is mounted there")),
+            });
+            if let Err(error) = filled {
+                let text = format!("the file system does not grow: {error}");
+                problems.insert(mounted.volume.path, text);
+            }
+        }
+        problems
     }
 
     /// Forgets requested volumes that were unmounted in the guest, so that they are mounted again. Returns the reasons

@@ -49,7 +49,7 @@ pub(super) fn recognise(
 
 /// Returns whether two volumes have the same disks and are mounted in the same way.
 pub(super) fn is_same_but_path(one: &VolumeMount, other: &VolumeMount) -> bool {
-    VolumeMount { path: String::new(), ..one.clone() } == VolumeMount { path: String::new(), ..other.clone() }
+    one.is_same_but_size(&VolumeMount { path: one.path.clone(), ..other.clone() })
 }
 
 fn volume_of(mount: &Mount, serial_of: impl Fn(DeviceNumber) -> Option<String>) -> Option<Mounted> {
@@ -67,7 +67,7 @@ fn volume_of(mount: &Mount, serial_of: impl Fn(DeviceNumber) -> Option<String>) 
         return None;
     }
     let path = mount.at.to_str()?.to_owned();
-    let volume = VolumeMount { path, disk, is_read_only, upper };
+    let volume = VolumeMount { path, disk, is_read_only, upper, size: None };
     Some(Mounted { volume, at: mount.at.clone(), device: mount.device })
 }
 
@@ -109,6 +109,7 @@ mod tests {
             disk: volume_disk(disk),
             is_read_only,
             upper: upper.map(volume_disk),
+            size: None,
         }
     }
 

@@ -81,7 +81,7 @@ impl Guest {
 
     fn volume(&self, path: &str, disk: u32) -> VolumeMount {
         let path = self.path(path).to_str().expect("text").to_owned();
-        VolumeMount { path, disk: volume_disk(disk), is_read_only: false, upper: None }
+        VolumeMount { path, disk: volume_disk(disk), is_read_only: false, upper: None, size: None }
     }
 
     /// Returns the serial number of the disk with this number.
@@ -192,6 +192,39 @@ fn volumes_come_and_go_and_keep_their_files() {
         assert!(!guest.path("real/in/side/file").exists());
         guest.carry_out(&[VolumeMount { is_read_only: true, ..inner.clone() }]);
         assert!(fs::write(guest.path("real/in/side/file"), "changed").is_err());
+    });
+}
+
+#[test]
+fn a_disk_that_grows_is_filled_while_it_is_mounted() {
+    in_namespace("grown", |guest| {
+        let plain = guest.volume("data", 0);
+        guest.carry_out(std::slice::from_ref(&plain));
+        fs::write(guest.path("data/file"), "kept").expect("written");
+        let open = fs::File::open(guest.path("data/file")).expect("opened");
+        let file = fs::File::options().write(true).open(guest.path("disk0")).expect("opened");
+        file.set_len(4 * DISK_BYTES).expect("grown");
+        let grown = VolumeMount { size: Some(4 * DISK_BYTES), ..plain };
+        let reason = guest.problem(std::slice::from_ref(&grown), "data");
+        assert!(
+            reason.ends_with(&format!("its disk has {DISK_BYTES} of {} bytes", 4 * DISK_BYTES)),
+            "{reason}"
+        );
+        run(Command::new("losetup").arg("--set-capacity").arg(&guest.disks[&grown.disk].0));
+        guest.carry_out(std::slice::from_ref(&grown));
+        let size = |at: &str| {
+            let seen = rustix::fs::statvfs(guest.path(at)).expect("mounted");
+            seen.f_blocks * seen.f_frsize
+        };
+        assert!(size("data") > 3 * DISK_BYTES, "{}", size("data"));
+        assert_eq!(fs::read_to_string(guest.path("data/file")).expect("there"), "kept");
+        drop(open);
+        // What is mounted over it is left alone.
+        mount("over", guest.path("data"), "tmpfs", MountFlags::empty(), None).expect("mounted");
+        let reason = guest.problem(std::slice::from_ref(&grown), "data");
+        assert!(reason.ends_with("something else is mounted there"), "{reason}");
+        unmount(guest.path("data"), UnmountFlags::empty()).expect("unmounted");
+        guest.carry_out(&[grown]);
     });
 }
 
