@@ -4,7 +4,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_CHANGES, crash_at_change};
-use crate::harness::{Harness, image};
+use crate::fixtures::until;
+use crate::harness::{Harness, MOMENT, image};
 use crate::invariants::settles;
 use crate::machine_types::verb;
 use crate::namespace::in_namespace;
@@ -14,6 +15,11 @@ use crate::socket::shell;
 const PROGRAM: &str = "echo ${ADDED:-none} >/variable; while true; do sleep 1; done";
 /// Prints the number of processors, 1 if the memory is above 200 MB, and the variable of the program.
 const HAS: &str = "echo $(nproc) $(awk '/MemTotal/ { print ($2 > 200000) }' /proc/meminfo) $(cat /variable)";
+
+/// Waits until a VM has this. Its program may not have written its variable when it is Running.
+async fn has(site: &Harness, name: &str, expected: &str) {
+    until(expected, MOMENT, async || (shell(site, name, HAS).await == expected).then_some(())).await;
+}
 
 pub(crate) async fn patched(site: &Harness, body: Value) -> Value {
     let answer = site.request(Method::PATCH, "/instances/box", Some(body)).await;
@@ -52,7 +58,7 @@ fn a_guest_sees_changes_from_its_next_start_on_and_a_memory_keeps_the_machine_of
         });
         site.create("box", &image("busybox"), body).await;
         site.until_state("box", "Running").await;
-        assert_eq!(shell(&site, "box", HAS).await, "1 0 none");
+        has(&site, "box", "1 0 none").await;
 
         let waits = patched(&site, json!({ "vcpus": 2, "size": "256MB", "env": { "ADDED": "yes" } })).await;
         assert_eq!(waits["pending_changes"]["vcpus"], 2, "{waits:#}");
@@ -60,13 +66,13 @@ fn a_guest_sees_changes_from_its_next_start_on_and_a_memory_keeps_the_machine_of
         verb(&site, "box", "standby").await;
         verb(&site, "box", "restore").await;
         site.until_state("box", "Running").await;
-        assert_eq!(shell(&site, "box", HAS).await, "1 0 none");
+        has(&site, "box", "1 0 none").await;
         // So is a fork of it, which waits for nothing.
         let fork = json!({ "name": "fork", "from_running": true });
         let fork = site.request(Method::POST, "/instances/box/fork", Some(fork)).await;
         assert_eq!(fork.status, StatusCode::CREATED, "{fork:?}");
         site.until_state("fork", "Running").await;
-        assert_eq!(shell(&site, "fork", HAS).await, "1 0 none");
+        has(&site, "fork", "1 0 none").await;
         assert!(site.get("fork").await["pending_changes"].is_null());
         site.delete("fork").await;
 
@@ -74,7 +80,7 @@ fn a_guest_sees_changes_from_its_next_start_on_and_a_memory_keeps_the_machine_of
         let pid = site.get("box").await["vmm_pid"].clone();
         site.shell(&format!("kill -9 {pid}"));
         is_started_again(&site, &pid).await;
-        assert_eq!(shell(&site, "box", HAS).await, "2 1 yes");
+        has(&site, "box", "2 1 yes").await;
 
         let pid = site.get("box").await["vmm_pid"].clone();
         let changed = patched(
@@ -84,7 +90,7 @@ fn a_guest_sees_changes_from_its_next_start_on_and_a_memory_keeps_the_machine_of
         .await;
         assert_eq!(changed["changes"], json!({ "hypervisor": "with_restart", "env": "with_restart" }));
         is_started_again(&site, &pid).await;
-        assert_eq!(shell(&site, "box", HAS).await, "2 1 none");
+        has(&site, "box", "2 1 none").await;
         assert_eq!(shell(&site, "box", "ls /sys/bus/pci/devices | wc -l").await, "0");
         crashes_while_it_changes(&mut site).await;
         site.delete("box").await;

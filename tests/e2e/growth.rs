@@ -51,8 +51,8 @@ async fn crashes_while_it_grows(site: &mut Harness) {
         // It ends the daemon.
         settles(site, &failpoint).await;
         site.start().await;
-        let bytes = site.shell("stat -c %s $DATA/disks/*.ext4 | sort -n | tail -n 1");
-        assert_eq!(bytes.trim(), (gigabytes << 30).to_string());
+        let sizes = site.shell("stat -c %s $DATA/disks/*.ext4");
+        assert!(sizes.lines().any(|size| size == (gigabytes << 30).to_string()), "{sizes}");
     }
 }
 
@@ -70,7 +70,7 @@ fn a_guest_finds_the_room_of_grown_disks_and_a_memory_outlives_the_growth() {
         let write = "dd if=/dev/urandom of=/kept bs=1M count=20 2>/dev/null; cp /kept /data/kept; sync";
         shell(&site, "box", write).await;
         let [root, volume, sum] = has(&site).await.try_into().expect("three words");
-        assert!(root == "48" && volume == "9", "{root} {volume}");
+        assert!(root == "50" && volume == "9", "{root} {volume}");
 
         // The program goes on beside the growth of the volume. The writable layer grows at the next start.
         let booted = site.get("box").await["started_at"].clone();
