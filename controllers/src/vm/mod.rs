@@ -171,6 +171,13 @@ impl<H> VmReconciler<H> {
     }
 }
 
+impl<H: Host> VmReconciler<H> {
+    /// Changes the running machine.
+    async fn change(&self, uid: &Uid, change: MachineChange) -> Result<(), HostError> {
+        self.host.vmms().change(uid, &change).await
+    }
+}
+
 impl<H: Host> Reconciler for VmReconciler<H> {
     type Kind = Instance;
     type Observed = Observed;
@@ -196,22 +203,16 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             Action::Compress(uid, how) => self.host.memories().compress(uid, *how).await,
             Action::Adopt(plan) => self.host.memories().adopt(plan).await,
             Action::TakeIdentity(uid, identity) => self.host.guests().take_identity(uid, identity).await,
-            Action::Reconnect(uid, tap) => {
-                self.host.vmms().change(uid, &MachineChange::Tap(tap.clone())).await
-            }
-            Action::LimitDisks(uid, rate) => {
-                self.host.vmms().change(uid, &MachineChange::DiskRate(*rate)).await
-            }
+            Action::Reconnect(uid, tap) => self.change(uid, MachineChange::Tap(tap.clone())).await,
+            Action::LimitDisks(uid, rate) => self.change(uid, MachineChange::DiskRate(*rate)).await,
             Action::ResizeMemory(uid, hotplugged) => self.host.guests().resize_memory(uid, *hotplugged).await,
-            Action::TakeMemory(uid) => self.host.vmms().change(uid, &MachineChange::UnusedMemory).await,
+            Action::TakeMemory(uid) => self.change(uid, MachineChange::UnusedMemory).await,
             Action::AddVolume(uid, volume) => {
-                self.host.vmms().change(uid, &MachineChange::AddVolume(volume.clone())).await
+                self.change(uid, MachineChange::AddVolume(volume.clone())).await
             }
-            Action::RemoveVolume(uid, number) => {
-                self.host.vmms().change(uid, &MachineChange::RemoveVolume(*number)).await
-            }
+            Action::RemoveVolume(uid, number) => self.change(uid, MachineChange::RemoveVolume(*number)).await,
             Action::GrowVolume(uid, number, size) => {
-                self.host.vmms().change(uid, &MachineChange::GrowVolume(*number, *size)).await
+                self.change(uid, MachineChange::GrowVolume(*number, *size)).await
             }
             Action::MountVolumes(uid, volumes) => self.host.guests().mount_volumes(uid, volumes).await,
             Action::ForgetVolumes(uid, volumes) => {
