@@ -247,6 +247,7 @@ fn config(program: &[&str], network: Option<NetworkConfig>) -> Config {
         stop_signal: None,
         shutdown_grace_millis: 1000,
         network,
+        hotplug_bytes: 0,
         has_agent: true,
         volumes: Vec::new(),
         incarnation: String::new(),
