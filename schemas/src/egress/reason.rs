@@ -90,6 +90,30 @@ reasons! {
     Internal => "internal", "the proxy failed";
 }
 
+impl Reason {
+    /// Returns the decision that a reason goes with: a failure of the guest's or the server's is no refusal.
+    #[must_use]
+    pub fn decision(self) -> Decision {
+        match self {
+            Self::NameNotFound
+            | Self::NamesFailed
+            | Self::UpstreamUnreachable
+            | Self::UpstreamTimeout
+            | Self::UpstreamTls
+            | Self::UpstreamProtocol
+            | Self::UpstreamClosed
+            | Self::GuestRefusedCertificate
+            | Self::GuestTls
+            | Self::Idle
+            | Self::Broken
+            | Self::Opaque
+            | Self::CredentialNeedsTls
+            | Self::Internal => Decision::Allowed,
+            _ => Decision::Refused,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

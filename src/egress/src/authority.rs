@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, date_time_ymd,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::crypto::ring::sign::any_ecdsa_type;
@@ -248,7 +248,8 @@ mod tests {
         let root = CertificateDer::from_pem_slice(source.certificate.as_bytes()).expect("a certificate");
         roots.add(root).expect("added");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().expect("built");
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().expect("built");
         let name = ServerName::try_from(name.to_owned()).expect("a name");
         let at = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970"));
         verifier.verify_server_cert(&leaf.cert[0], &[], &name, &[], at).is_ok()

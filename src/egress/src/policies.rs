@@ -241,6 +241,9 @@ mod tests {
         assert!(policies.find(address("10.0.0.3")).expect("found").connection().is_some());
         held.pop();
         assert!(lease.connection().is_some());
-        assert_eq!(std::iter::from_fn(|| lease.handshake()).collect::<Vec<_>>().len(), EGRESS_HANDSHAKES_PER_GUEST_MAX);
+        assert_eq!(
+            std::iter::from_fn(|| lease.handshake()).collect::<Vec<_>>().len(),
+            EGRESS_HANDSHAKES_PER_GUEST_MAX
+        );
     }
 }

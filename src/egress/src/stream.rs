@@ -56,7 +56,11 @@ impl AsyncRead for GuestStream {
 }
 
 impl AsyncWrite for GuestStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.tcp).poll_write(context, bytes))?;
         self.progress.note_write();
         Poll::Ready(Ok(count))

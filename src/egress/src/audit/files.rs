@@ -26,7 +26,8 @@ impl LogFiles {
     /// # Errors
     /// Fails when the files cannot be inspected.
     pub fn new(one: File, other: File) -> io::Result<Self> {
-        let changed = |file: &File| Ok::<_, io::Error>(file.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        let changed =
+            |file: &File| Ok::<_, io::Error>(file.metadata()?.modified().unwrap_or(SystemTime::UNIX_EPOCH));
         let is_other_later = changed(&other)? > changed(&one)? && other.metadata()?.len() > 0;
         let mut files = if is_other_later { [other, one] } else { [one, other] };
         let bytes = files[0].seek(SeekFrom::End(0))?;

@@ -50,7 +50,7 @@ impl Record {
             injected: false,
             dropped_before: 0,
         };
-        Self { log, began: Instant::now(), counts: Arc::default(), line }
+        Self { log, began: Instant::now(), counts: Arc::default(), line, is_discarded: false }
     }
 
     /// Returns the line to be completed.
@@ -73,9 +73,14 @@ impl Record {
         self.line.path = Some(path[..end].to_owned());
     }
 
-    /// Notes a refusal.
+    /// Ends the record without a line.
+    pub(crate) fn discard(mut self) {
+        self.is_discarded = true;
+    }
+
+    /// Notes the reason for which the connection or the request failed or was refused.
     pub(crate) fn refuse(&mut self, reason: Reason) {
-        self.line.decision = Decision::Refused;
+        self.line.decision = reason.decision();
         self.line.reason = Some(reason);
     }
 
@@ -93,6 +98,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.is_discarded {
+            return;
+        }
         self.line.time = Timestamp::now();
         self.line.ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.line.bytes_up = self.counts.up.load(Ordering::Relaxed);

@@ -47,6 +47,14 @@ impl Dialer {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Checks an address.
+    ///
+    /// # Errors
+    /// Fails for an address that guests may not reach.
+    pub(crate) fn check(&self, address: IpAddr) -> Result<(), Reason> {
+        self.rules().check(address).map_err(|_| Reason::AddressDenied)
+    }
+
     /// Resolves a host, checks its addresses, and connects to the first that takes a connection.
     ///
     /// # Errors
@@ -117,7 +125,8 @@ mod tests {
     impl Names for Table {
         fn resolve<'a>(&'a self, name: &'a HostName) -> Addresses<'a> {
             let found = self.0.get(name.as_str()).ok_or(NamesError::NotFound);
-            let read = |texts: &Vec<&str>| texts.iter().map(|text| text.parse().expect("an address")).collect();
+            let read =
+                |texts: &Vec<&str>| texts.iter().map(|text| text.parse().expect("an address")).collect();
             let found = found.map(read);
             Box::pin(async move { found })
         }
@@ -136,7 +145,11 @@ mod tests {
     #[tokio::test]
     async fn a_name_with_denied_addresses_only_is_refused() {
         let dialer = dialer(
-            &[("metadata.example", &["169.254.169.254"]), ("mixed.example", &["10.0.0.1", "::1"]), ("none.example", &[])],
+            &[
+                ("metadata.example", &["169.254.169.254"]),
+                ("mixed.example", &["10.0.0.1", "::1"]),
+                ("none.example", &[]),
+            ],
             &[],
         );
         for host in ["127.0.0.1", "[::1]", "0.0.0.0", "metadata.example", "mixed.example"] {

@@ -92,9 +92,16 @@ impl UpstreamTls {
     ///
     /// # Errors
     /// Returns the reason after at most [`EGRESS_HANDSHAKE_TIMEOUT`].
-    pub(crate) async fn secure(&self, dialed: Dialed, host: &Host, offered: &[Protocol]) -> Result<Secured, Reason> {
+    pub(crate) async fn secure(
+        &self,
+        dialed: Dialed,
+        host: &Host,
+        offered: &[Protocol],
+    ) -> Result<Secured, Reason> {
         let name = match host {
-            Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).map_err(|_| Reason::BadHost)?,
+            Host::Name(name) => {
+                ServerName::try_from(name.as_str().to_owned()).map_err(|_| Reason::BadHost)?
+            }
             Host::Address(address) => ServerName::from(*address),
         };
         let asked = Arc::new(ClientCertificateAsked::default());
