@@ -72,19 +72,27 @@ pub(crate) async fn serve(
     let service = |request| exchange.clone().answer(request);
     let cut = guest.lease.until_not(|active| exchange.is_allowed(active));
     let ended = match protocol {
-        Protocol::Http1 => serve_http1(client, service, &progress, cut, closed.wait()).await,
+        Protocol::Http1 => serve_http1(client, service, &progress, cut, closed.clone().wait()).await,
         Protocol::Http2 => {
             guest.settle();
             progress.set_busy();
             let ended =
-                serve_http2(client, service, exchange.life.watch(), &progress, cut, closed.wait()).await;
+                serve_http2(client, service, exchange.life.watch(), &progress, cut, closed.clone().wait())
+                    .await;
             exchange.life.end();
             ended
         }
     };
-    if let Err(reason) = ended {
-        exchange.life.end();
-        guest.note_end(reason, TlsUse::Intercept);
+    match (ended, closed.reason()) {
+        (Err(reason), _) => {
+            exchange.life.end();
+            guest.note_end(reason, TlsUse::Intercept);
+        }
+        // The server found something wrong after its handshake, perhaps before the first request.
+        (Ok(()), Some(reason @ (Reason::ClientCertificate | Reason::UpstreamTls))) => {
+            guest.note_end(reason, TlsUse::Intercept);
+        }
+        (Ok(()), _) => {}
     }
 }
 

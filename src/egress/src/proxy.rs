@@ -32,7 +32,7 @@ pub struct Redirected;
 
 impl Destinations for Redirected {
     fn original(&self, stream: &TcpStream) -> io::Result<SocketAddr> {
-        Ok(rustix::net::sockopt::ipv4_original_dst(stream)?.into())
+        Ok(rustix::net::sockopt::ip_original_dst(stream)?.into())
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Record {
     began: Instant,
     pub(crate) counts: Arc<Counts>,
     line: AuditLine,
+    /// True if the record ends without a line.
+    is_discarded: bool,
 }
 
 impl Record {
@@ -90,9 +92,12 @@ impl Record {
         self.line.reason = Some(reason);
     }
 
-    /// Notes a reason that is no refusal; the first one stays.
+    /// Notes a reason that is no refusal. The first one stays, unless it was only a remark on the protocol.
     pub(crate) fn note(&mut self, reason: Reason) {
-        self.line.reason.get_or_insert(reason);
+        if self.line.reason.is_none_or(|before| matches!(before, Reason::Opaque | Reason::CredentialNeedsTls))
+        {
+            self.line.reason = Some(reason);
+        }
     }
 }
 

@@ -83,15 +83,19 @@ pub(crate) enum Sender {
     Http2(http2::SendRequest<Body>),
 }
 
-/// A watch over the end of a connection to a server.
-#[derive(Debug)]
-pub(crate) struct Closed(watch::Receiver<()>);
+/// A watch over the end of a connection to a server, with the reason of a bad one.
+#[derive(Debug, Clone)]
+pub(crate) struct Closed(watch::Receiver<Option<Reason>>);
 
 impl Closed {
     /// Waits until the server's connection has ended.
     pub(crate) async fn wait(mut self) {
-        // The channel carries no values; only its end matters.
         while self.0.changed().await.is_ok() {}
+    }
+
+    /// Returns the reason for a bad end that may have come between two requests.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        *self.0.borrow()
     }
 }
 
@@ -105,7 +109,7 @@ impl Sender {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = TokioIo::new(io);
-        let (closing, closed) = watch::channel(());
+        let (closing, closed) = watch::channel(None);
         let sender = match protocol {
             Protocol::Http1 => {
                 let mut builder = http1::Builder::new();
@@ -161,7 +165,7 @@ impl Sender {
 }
 
 /// Runs a connection in a task of its own.
-fn drive<Running>(connection: Running, life: LifeWatch, closing: watch::Sender<()>)
+fn drive<Running>(connection: Running, life: LifeWatch, closing: watch::Sender<Option<Reason>>)
 where
     Running: Future<Output = hyper::Result<()>> + Send + 'static,
 {
@@ -171,7 +175,7 @@ where
             () = life.ended() => {}
             ended = connection => {
                 if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection to a server ended badly");
+                    closing.send_replace(Some(reason_of(&error)));
                 }
             }
         }
@@ -179,9 +183,9 @@ where
     });
 }
 
-/// Returns the reason for a request without a response.
+/// Returns the reason for a request without a response, or for the bad end of a connection.
 fn reason_of(error: &hyper::Error) -> Reason {
-    tracing::debug!(%error, "a server did not answer");
+    tracing::debug!(%error, "a connection to a server or a request failed");
     match tls_error(error) {
         Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)) => {
             Reason::ClientCertificate

@@ -71,7 +71,10 @@ async fn connect(exchange: Arc<Exchange>, mut request: Request<Incoming>) -> Res
 
 /// Checks the target of CONNECT, and connects to it when it is a name.
 async fn target(guest: &Guest, request: &Request<Incoming>, record: &mut Record) -> Result<Target, Reason> {
-    let text = request.uri().authority().ok_or(Reason::BadHost)?.as_str();
+    let uri = request.uri();
+    // An absolute URI has an authority too, and is no target of CONNECT.
+    let named = uri.authority().filter(|_| uri.scheme().is_none() && uri.path_and_query().is_none());
+    let text = named.ok_or(Reason::BadHost)?.as_str();
     let authority = Authority::of_connect(text).map_err(|_| Reason::BadHost)?;
     record.set_destination(&authority.host, authority.port);
     let active = guest.lease.current().ok_or(Reason::PolicyChanged)?;
