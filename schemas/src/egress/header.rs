@@ -171,9 +171,9 @@ mod tests {
         let format: Format = " Bearer ${value} ".parse().expect("a format");
         let apply = |value: &str| format.apply(&Secret(value.to_owned())).map(|secret| secret.0.clone());
         assert_eq!(apply("s3cret"), Ok("Bearer s3cret".to_owned()));
-        for value in ["a\nb", "a\rb", "a\0b", "a ", "é"] {
+        for value in ["s3cret\nb", "s3cret\rb", "s3cret\0b", "s3cret ", "s3crét"] {
             let error = apply(value).expect_err("no header can carry it");
-            assert!(!error.0.contains(value.trim()), "the message repeats the value");
+            assert!(!error.0.contains("s3cr"), "the message repeats the value");
         }
     }
 }

@@ -167,7 +167,7 @@ mod tests {
         ("*..example.com", "a.example.com", None),
         ("example..com", "example.com", None),
         ("example.com..", "example.com", None),
-        ("-a.example.com", "-a.example.com", None),
+        ("-a.example.com", "a.example.com", None),
         ("a-.example.com", "a.example.com", None),
         ("bücher.example", "xn--bcher-kva.example", None),
         ("*.bücher.example", "a.xn--bcher-kva.example", None),

@@ -96,7 +96,7 @@ async fn row_65_a_guest_that_does_not_trust_its_authority_is_named_in_the_audit_
     let line = world.line().await;
     assert_eq!((line.decision, line.reason), (Decision::Allowed, Some(Reason::GuestRefusedCertificate)));
     assert_eq!(
-        (line.host.map(|host| host.to_string()).as_deref(), line.credentials),
+        (line.host.as_ref().map(ToString::to_string).as_deref(), line.credentials),
         (Some(API), vec!["KEY".to_owned()])
     );
     assert!(origin.seen().is_empty());

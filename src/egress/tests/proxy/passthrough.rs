@@ -26,7 +26,7 @@ async fn row_32_the_named_host_is_connected_to_and_not_the_address_of_the_guest(
     drop(stream);
     let line = world.line().await;
     assert_eq!((line.tls, line.decision, line.reason), (TlsUse::Passthrough, Decision::Allowed, None));
-    assert_eq!(line.host.map(|host| host.to_string()).as_deref(), Some(OTHER));
+    assert_eq!(line.host.as_ref().map(ToString::to_string).as_deref(), Some(OTHER));
     assert_eq!(line.address.map(|address| address.to_string()).as_deref(), Some("127.0.0.1"));
     assert!(line.bytes_up > 200 && line.bytes_down > 200, "{line:?}");
     assert_eq!(origin.seen().len(), 1);
@@ -133,7 +133,7 @@ async fn row_36_a_hello_is_read_however_it_is_split_and_refused_when_it_is_malfo
     for size in [1, 7, 200, 16_000] {
         assert_eq!(alert(&world, &records(&message, size)).await, Some(ACCESS_DENIED), "records of {size}");
         let line = world.line().await;
-        assert_eq!(line.host.map(|host| host.to_string()).as_deref(), Some(OTHER));
+        assert_eq!(line.host.as_ref().map(ToString::to_string).as_deref(), Some(OTHER));
         assert_eq!(line.reason, Some(Reason::HostNotAllowed));
     }
     let upper = records(&hello(&OTHER.to_ascii_uppercase()), 16_000);
