@@ -138,6 +138,9 @@ impl Exchange {
                 kept.sender.send(request).await?
             }
         };
+        if !fields::is_framed(response.headers()) {
+            return Err(Reason::UpstreamProtocol);
+        }
         let protocol = fields::upgrade(response.headers());
         self.clean(&mut response, &active);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -46,6 +46,17 @@ pub(super) fn remove_hop_by_hop(fields: &mut HeaderMap) {
     }
 }
 
+/// Returns `true` if the end of a response's body is found in one way only: a transfer coding that is not
+/// known here could be known to the guest.
+pub(super) fn is_framed(fields: &HeaderMap) -> bool {
+    let mut codings = fields.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Returns `true` if a client accepts trailers.
 pub(super) fn accepts_trailers(fields: &HeaderMap) -> bool {
     let values = fields.get_all(TE).iter().filter_map(|value| value.to_str().ok());
@@ -111,6 +122,16 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut given);
         assert_eq!(given, fields(&[("host", "a.example"), ("content-length", "3"), ("x-other", "2")]));
+    }
+
+    #[test]
+    fn only_a_response_with_one_known_coding_is_framed() {
+        assert!(is_framed(&fields(&[("content-length", "3")])));
+        assert!(is_framed(&fields(&[("transfer-encoding", "Chunked")])));
+        for coding in ["gzip, chunked", "xchunked", "identity", ""] {
+            assert!(!is_framed(&fields(&[("transfer-encoding", coding)])), "{coding}");
+        }
+        assert!(!is_framed(&fields(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")])));
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Sender {
             Protocol::Http1 => {
                 let mut builder = http1::Builder::new();
                 builder.preserve_header_case(true).max_headers(EGRESS_HEADERS_MAX);
-                builder.max_buf_size(EGRESS_HEAD_BYTES_MAX);
+                builder.max_buf_size(EGRESS_HEAD_BYTES_MAX).max_header_size(EGRESS_HEAD_BYTES_MAX);
                 let (sender, connection) = builder.handshake(io).await.map_err(|error| reason_of(&error))?;
                 drive(connection.with_upgrades(), life.watch(), closing);
                 Self::Http1(Mutex::new(sender))

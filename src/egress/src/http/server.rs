@@ -37,7 +37,8 @@ where
     let mut builder = http1::Builder::new();
     builder.preserve_header_case(true).auto_date_header(false).max_headers(EGRESS_HEADERS_MAX);
     // The time limit of heads is `progress`, which does not count the time between requests.
-    builder.max_buf_size(EGRESS_HEAD_BYTES_MAX).header_read_timeout(None);
+    builder.max_buf_size(EGRESS_HEAD_BYTES_MAX).max_header_size(EGRESS_HEAD_BYTES_MAX);
+    builder.header_read_timeout(None);
     let service = service_fn(|request| {
         let answer = service(request);
         async move { Ok::<_, Infallible>(answer.await) }

@@ -249,6 +249,7 @@ async fn row_57_a_redirect_to_another_host_carries_no_value() {
     );
     assert_eq!(ask(&mut stream, head).await.expect("an answer").status, 200);
     read_to_end(&mut stream).await;
+    drop(stream);
     origin.wait_for(2).await;
     assert_eq!(origin.seen()[1].values("authorization"), ["Bearer mock-KEY"]);
     assert_eq!(world.line().await.tls, TlsUse::Passthrough);
