@@ -18,7 +18,7 @@ use crate::names::NameError;
 pub enum HostPattern {
     Address(IpAddr),
     Name(HostName),
-    /// One label below this name, which has at least two labels.
+    /// Any single label before this name, which has at least two labels.
     Below(HostName),
 }
 

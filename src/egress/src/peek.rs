@@ -33,7 +33,7 @@ pub(crate) struct Hello {
 pub(crate) enum First {
     Tls(Box<Hello>),
     Http,
-    /// Something else, which a tunnel may carry.
+    /// A protocol that only a tunnel may carry.
     Other,
     /// The guest sent nothing and waits for the server.
     Silent,
@@ -116,6 +116,8 @@ fn is_http(bytes: &[u8]) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -148,6 +150,29 @@ mod tests {
                 Ok(Some(_)) => panic!("{bytes:?} is no hello"),
                 Err(reason) => assert_eq!(reason, Reason::BadHello),
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic_and_in_the_same_way_however_they_are_split(
+            bytes in proptest::collection::vec(any::<u8>(), 1..200), at in 0usize..200,
+        ) {
+            let message = [&[HANDSHAKE_RECORD, 3, 1, 0, 120, 1, 0, 0, 116][..], &bytes].concat();
+            let at = at.min(message.len());
+            let outcome = |parts: &[&[u8]]| {
+                let mut acceptor = Acceptor::default();
+                for part in parts {
+                    match feed(&mut acceptor, part) {
+                        Ok(None) => {}
+                        Ok(Some(hello)) => return Some(Ok(hello.name)),
+                        Err(reason) => return Some(Err(reason)),
+                    }
+                }
+                None
+            };
+            prop_assert_eq!(outcome(&[&message]), outcome(&[&message[..at], &message[at..]]));
+            let _ = is_http(&bytes);
         }
     }
 }

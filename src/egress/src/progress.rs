@@ -14,7 +14,7 @@ enum Phase {
     Idle,
     /// Bytes of a head have arrived since this time.
     Reading(Instant),
-    /// At least one request is being answered, or the connection carries no HTTP/1.
+    /// A request is being answered, or the connection carries no HTTP/1.
     Busy,
 }
 

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use stead_schemas::egress::AuditLine;
 use stead_schemas::limits::EGRESS_AUDIT_FILE_BYTES_MAX;
 
-/// Two files that are filled by turns.
+/// Two files that are filled alternately.
 #[derive(Debug)]
 pub struct LogFiles {
     /// The file that is being filled, and the other one.

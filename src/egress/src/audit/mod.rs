@@ -89,8 +89,32 @@ impl AuditLines {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::record::tests::line;
     use super::*;
+
+    #[tokio::test]
+    async fn lines_reach_the_files() {
+        let (one, other) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+        let reader = one.try_clone().expect("cloned");
+        let log = AuditLog::to_files(LogFiles::new(one, other).expect("opened"));
+        for conn in 0..500 {
+            log.add(AuditLine { conn, ..line() });
+        }
+        let mut text = String::new();
+        while text.lines().count() < 500 {
+            tokio::task::yield_now().await;
+            text.clear();
+            let length = reader.metadata().expect("known").len();
+            let mut bytes = vec![0; usize::try_from(length).expect("small")];
+            reader.read_exact_at(&mut bytes, 0).expect("read");
+            text.push_str(std::str::from_utf8(&bytes).expect("text"));
+        }
+        let numbers: Vec<u64> =
+            text.lines().map(|line| serde_json::from_str::<AuditLine>(line).expect("a line").conn).collect();
+        assert_eq!(numbers, (0..500).collect::<Vec<_>>());
+    }
 
     #[tokio::test]
     async fn lines_beyond_the_queue_are_dropped_and_counted() {

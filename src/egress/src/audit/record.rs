@@ -92,7 +92,7 @@ impl Record {
         self.line.reason = Some(reason);
     }
 
-    /// Notes a reason that is no refusal. The first one stays, unless it was only a remark on the protocol.
+    /// Notes a reason that is no refusal. The first one stays, unless it only describes the protocol.
     pub(crate) fn note(&mut self, reason: Reason) {
         if self.line.reason.is_none_or(|before| matches!(before, Reason::Opaque | Reason::CredentialNeedsTls))
         {
@@ -125,7 +125,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_becomes_a_line_when_it_is_dropped() {
+    async fn a_record_is_a_line_when_it_is_dropped() {
         let (log, mut lines) = AuditLog::new();
         let mut record = Record::new(log, 7, 4711);
         record.counts.up.fetch_add(5, Ordering::Relaxed);

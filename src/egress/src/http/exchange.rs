@@ -1,4 +1,4 @@
-//! One request and its response.
+//! The exchange of one request and its response.
 //!
 //! Guarantees: a request uses one policy, as it was when its head arrived; a credential is set only on a
 //! verified connection, after the fields of the guest were cleaned; each request is one line of the audit log.
@@ -74,7 +74,7 @@ pub(crate) struct Exchange {
 /// A response that is passed on.
 enum Forwarded {
     Response(Response<Incoming>, Arc<Active>),
-    /// Both sides switch to another protocol.
+    /// A switch of both sides to another protocol.
     Switched(Response<Body>, OnUpgrade, OnUpgrade),
 }
 
@@ -122,7 +122,7 @@ impl Exchange {
         let active = self.guest.lease.current().ok_or(Reason::PolicyChanged)?;
         let checked = check(&request, &self.expected)?;
         record.set_destination(&checked.authority.host, checked.authority.port);
-        self.judge(&active, &checked.authority.host, &request, record)?;
+        self.permit(&active, &checked.authority.host, &request, record)?;
         let on_client = fields::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
         let injected = self.prepare(&mut request, &checked, &active, record)?;
         let counts = record.counts.clone();
@@ -156,7 +156,7 @@ impl Exchange {
     }
 
     /// Decides by the policy whether the request may be sent.
-    fn judge(
+    fn permit(
         &self,
         active: &Active,
         host: &Host,
