@@ -124,6 +124,7 @@ async fn row_42_trailers_cannot_carry_fields_of_a_head() {
     let seen = &origin.seen()[0];
     let trailers = seen.trailers.clone().unwrap_or_default();
     assert!(!trailers.contains_key("host") && !trailers.contains_key("authorization"), "{trailers:?}");
+    assert_eq!(trailers.get("x-sum").expect("other trailers pass"), "1");
     assert_eq!(seen.values("authorization"), [format!("Bearer {VALUE}")]);
 }
 

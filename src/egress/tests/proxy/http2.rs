@@ -193,3 +193,54 @@ async fn rows_46_50_malformed_requests_of_http2_end_their_stream() {
         assert_eq!(seen.uri, format!("https://{authority}/"));
     }
 }
+
+/// Writes bytes over a connection of its own, and returns `true` when the proxy ends the connection.
+async fn is_ended(world: &World, bytes: &[u8]) -> bool {
+    let stream =
+        secure(world.captured().await, world.guest_roots(), API, &["h2"]).await.expect("a handshake");
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let write = async {
+        // The proxy may close before it has everything.
+        let _ = writer.write_all(bytes).await;
+        let _ = writer.flush().await;
+        std::future::pending::<()>().await;
+    };
+    let read = async {
+        let mut head = [0; 9];
+        while reader.read_exact(&mut head).await.is_ok() {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).expect("small")];
+            if head[3] == 7 || reader.read_exact(&mut payload).await.is_err() {
+                break;
+            }
+        }
+        true
+    };
+    tokio::select! {
+        () = write => false,
+        is_ended = read => is_ended,
+    }
+}
+
+#[tokio::test]
+async fn row_48_floods_of_frames_end_the_connection() {
+    let world = World::new().await;
+    let origin = world.origin(&["h2"]).await;
+    let authority = format!("{API}:{}", origin.port);
+    let fields =
+        [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", authority.as_str())];
+    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| literal(name, value)).collect();
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])].concat();
+    let reset = |stream: u32| [frame(1, 5, stream, &block), frame(3, 0, stream, &[0, 0, 0, 8])].concat();
+    let resets: Vec<u8> = (0..2_000).flat_map(|number| reset(2 * number + 1)).collect();
+    assert!(is_ended(&world, &[begin.clone(), resets].concat()).await, "rapid resets");
+    let more = literal("x-a", &"a".repeat(100)).repeat(100);
+    let mut continued = frame(1, 0, 1, &block);
+    for _ in 0..2_000 {
+        continued.extend(frame(9, 0, 1, &more));
+    }
+    assert!(is_ended(&world, &[begin.clone(), continued].concat()).await, "continuations without an end");
+    let wrong = frame(8, 0, 0, &[0; 4]);
+    assert!(is_ended(&world, &[begin, wrong].concat()).await, "a window update of nothing");
+    assert!(origin.seen().len() < 2_000, "{} requests", origin.seen().len());
+}

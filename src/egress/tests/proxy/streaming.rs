@@ -56,6 +56,23 @@ async fn each_event_arrives_before_the_next_is_sent_over_both_versions() {
 }
 
 #[tokio::test]
+async fn trailers_of_http1_pass_and_are_masked() {
+    let world = World::new().await;
+    let origin = world.origin(&["http/1.1"]).await;
+    let mut stream =
+        secure(world.captured().await, world.guest_roots(), API, &["http/1.1"]).await.expect("a handshake");
+    let request = format!(
+        "GET /trailers HTTP/1.1\r\nHost: {API}:{}\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n",
+        origin.port
+    );
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let answer = String::from_utf8(read_to_end(&mut stream).await).expect("text");
+    let (_, trailers) = answer.split_once("\r\n0\r\n").expect("the last chunk");
+    assert!(trailers.contains("grpc-status: 0\r\n"), "{answer}");
+    assert!(trailers.contains("x-echo: Bearer mock-KEY\r\n"), "{answer}");
+}
+
+#[tokio::test]
 async fn row_51_a_socket_is_a_tunnel_after_its_upgrade_and_nothing_is_injected_into_it() {
     let mut world = World::new().await;
     let mut origin = world.origin(&["http/1.1"]).await;
