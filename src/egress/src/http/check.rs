@@ -126,6 +126,8 @@ fn path<T>(request: &Request<T>) -> Result<PathAndQuery, Reason> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> Request<()> {
@@ -213,6 +215,32 @@ mod tests {
         assert_eq!(ask("/", "a.example"), Err(Reason::BadRequest));
         assert_eq!(ask("http://u:p@a.example/", "a.example"), Err(Reason::BadHost));
         assert_eq!(ask("http://2130706433/", "2130706433"), Err(Reason::BadHost));
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_passes_only_with_the_host_of_its_connection(
+            uri in "(https?://)?[ab.@:]{0,6}/?[ab/?]{0,3}",
+            hosts in proptest::collection::vec("[abAB.:@ 4]{0,6}", 0..3),
+            is_http2: bool,
+        ) {
+            let mut builder = Request::builder().uri(uri);
+            for host in &hosts {
+                builder = builder.header("host", host);
+            }
+            let Ok(mut request) = builder.body(()) else { return Ok(()) };
+            if is_http2 {
+                *request.version_mut() = Version::HTTP_2;
+            }
+            let connection = Authority::of_connect("a.b:443").expect("an authority");
+            if let Ok(checked) = check(&request, &Expected::Connection(connection.clone())) {
+                prop_assert_eq!(&checked.authority, &connection);
+                prop_assert!(hosts.len() <= 1 && !checked.path.as_str().starts_with("//"));
+                for named in hosts.iter().map(String::as_str).chain(request.uri().authority().map(|one| one.as_str())) {
+                    prop_assert_eq!(Authority::of_host(named, 443), Ok(connection.clone()));
+                }
+            }
+        }
     }
 
     #[test]

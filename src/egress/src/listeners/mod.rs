@@ -9,6 +9,7 @@ mod explicit;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,19 @@ pub async fn serve_explicit(listener: TcpListener, proxy: Arc<Proxy>) {
     accept(listener, proxy, explicit::serve).await;
 }
 
-async fn accept<Serve, Served>(listener: TcpListener, proxy: Arc<Proxy>, serve: Serve)
+/// A socket that connections come from.
+trait Listener {
+    /// Waits for the next connection.
+    fn next(&self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>>;
+}
+
+impl Listener for TcpListener {
+    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.accept().await
+    }
+}
+
+async fn accept<Serve, Served>(listener: impl Listener, proxy: Arc<Proxy>, serve: Serve)
 where
     Serve: Fn(Arc<Guest>, TcpStream) -> Served,
     Served: Future<Output = ()> + Send + 'static,
@@ -46,7 +59,7 @@ where
         // No connection is accepted without a permit: guests wait in the kernel's queue meanwhile.
         let next = async {
             let permit = proxy.connections.clone().acquire_owned().await;
-            (permit, listener.accept().await)
+            (permit, listener.next().await)
         };
         // Finished connections are removed. Both arms may be dropped without losing a connection.
         let (permit, accepted) = tokio::select! {
@@ -83,4 +96,57 @@ fn watch_over(stream: &TcpStream) {
     let _ = set_socket_keepalive(stream, true);
     let _ = set_tcp_keepidle(stream, KEEPALIVE_PROBE);
     let _ = set_tcp_keepintvl(stream, KEEPALIVE_PROBE);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Mutex, PoisonError};
+
+    use rustls::RootCertStore;
+    use stead_schemas::egress::HostName;
+    use stead_schemas::egress::addresses::AddressRules;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::proxy::{ProxyConfig, Redirected};
+    use crate::upstream::{Addresses, Names, NamesError};
+
+    struct NoNames;
+
+    impl Names for NoNames {
+        fn resolve<'a>(&'a self, _: &'a HostName) -> Addresses<'a> {
+            Box::pin(async { Err(NamesError::NotFound) })
+        }
+    }
+
+    /// A socket whose first results are given.
+    struct Scripted(Mutex<VecDeque<io::Result<(TcpStream, SocketAddr)>>>);
+
+    impl Listener for Scripted {
+        async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+            let mut results = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            results.pop_front().unwrap_or_else(|| Err(io::ErrorKind::InvalidInput.into()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accepting_goes_on_without_descriptors_and_ends_with_the_socket() {
+        let config = ProxyConfig {
+            names: Arc::new(NoNames),
+            rules: AddressRules::default(),
+            roots: RootCertStore::empty(),
+            destinations: Arc::new(Redirected),
+        };
+        let proxy = Proxy::new(config).expect("made");
+        let real = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let mut client = TcpStream::connect(real.local_addr().expect("bound")).await.expect("connected");
+        let connection = real.accept().await.expect("accepted");
+        let full = || Err(io::Error::from(rustix::io::Errno::MFILE));
+        let scripted = Scripted(Mutex::new([full(), full(), Ok(connection), full()].into()));
+        // It returns when the script is at its end, as after the loss of the socket.
+        accept(scripted, proxy, captured::serve).await;
+        // The connection came from an address without a policy and was closed unread.
+        assert_eq!(client.read(&mut [0]).await.expect("ended"), 0);
+    }
 }

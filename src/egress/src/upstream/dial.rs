@@ -174,6 +174,30 @@ mod tests {
         assert_eq!(reason(&dialer, "mixed.example", port).await, Some(Reason::AddressDenied));
     }
 
+    /// A resolver whose answers follow each other.
+    struct Alternating(std::sync::Mutex<std::vec::IntoIter<&'static str>>);
+
+    impl Names for Alternating {
+        fn resolve<'a>(&'a self, _: &'a HostName) -> Addresses<'a> {
+            let next = self.0.lock().expect("not poisoned").next().ok_or(NamesError::NotFound);
+            Box::pin(async move { Ok(vec![next?.parse().expect("an address")]) })
+        }
+    }
+
+    #[tokio::test]
+    async fn row_21_each_answer_is_checked_and_the_checked_address_is_connected_to() {
+        let allowed = TcpListener::bind("127.0.0.2:0").await.expect("bound");
+        let port = allowed.local_addr().expect("bound").port();
+        let answers = vec!["127.0.0.2", "127.0.0.1", "127.0.0.2"].into_iter();
+        let names = Arc::new(Alternating(std::sync::Mutex::new(answers)));
+        let allow = vec!["127.0.0.2/32".parse().expect("a network")];
+        let dialer = Dialer::new(names, AddressRules { allow, own: [].into() });
+        let host = "rebind.example".parse().expect("a host");
+        assert!(dialer.connect(&host, port).await.is_ok());
+        assert_eq!(dialer.connect(&host, port).await.err(), Some(Reason::AddressDenied));
+        assert!(dialer.connect(&host, port).await.is_ok());
+    }
+
     #[tokio::test]
     async fn a_server_that_does_not_listen_is_unreachable() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");

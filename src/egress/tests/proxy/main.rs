@@ -13,5 +13,6 @@ mod origin;
 mod passthrough;
 mod plain;
 mod rotation;
+mod secrets;
 mod streaming;
 mod world;
