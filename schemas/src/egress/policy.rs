@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use super::host::Host;
 use super::pattern::HostPattern;
 use super::reason::Reason;
 use crate::instance::Secret;
-use crate::names::Uid;
+use crate::names::{NameError, Uid};
 
 /// The connections of an instance that must pass through the proxy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,31 @@ pub enum EgressMode {
     All,
     /// Connections of HTTP and HTTPS only; others pass beside the proxy.
     HttpHttpsOnly,
+}
+
+/// The enforcement that a request asks for, in one word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Enforcement {
+    pub mode: EgressMode,
+    pub is_observing: bool,
+}
+
+impl FromStr for Enforcement {
+    type Err = NameError;
+
+    /// Reads the word: `all` (or `all_traffic`), `http_https_only`, or `observe`.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (mode, is_observing) = match text.trim() {
+            "all" | "all_traffic" => (EgressMode::All, false),
+            "http_https_only" => (EgressMode::HttpHttpsOnly, false),
+            "observe" => (EgressMode::All, true),
+            _ => {
+                let rule = "invalid network.egress.enforcement.mode: must be all, http_https_only or observe";
+                return Err(NameError(rule.to_owned()));
+            }
+        };
+        Ok(Self { mode, is_observing })
+    }
 }
 
 /// The certificate authority of an instance.
@@ -135,6 +161,20 @@ mod tests {
 
     fn host(text: &str) -> Host {
         text.parse().expect("a host")
+    }
+
+    #[test]
+    fn an_enforcement_is_one_word() {
+        let read = |text: &str| text.parse().map(|Enforcement { mode, is_observing }| (mode, is_observing));
+        assert_eq!(read("all"), Ok((EgressMode::All, false)));
+        assert_eq!(read("all_traffic"), Ok((EgressMode::All, false)));
+        assert_eq!(read(" http_https_only "), Ok((EgressMode::HttpHttpsOnly, false)));
+        assert_eq!(read("observe"), Ok((EgressMode::All, true)));
+        for text in ["", "ALL", "none", "some"] {
+            assert!(
+                read(text).is_err_and(|error| error.0.starts_with("invalid network.egress.enforcement.mode"))
+            );
+        }
     }
 
     #[test]

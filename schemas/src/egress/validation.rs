@@ -32,6 +32,31 @@ pub struct AskedInjection {
     pub format: String,
 }
 
+/// The parts of a request that depend on each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AskedEgress {
+    /// True if the instance has a network.
+    pub has_network: bool,
+    /// True if its egress is mediated.
+    pub is_mediated: bool,
+    pub has_credentials: bool,
+}
+
+/// Checks that a request has what mediated egress and credentials need.
+pub fn requirements(asked: AskedEgress, errors: &mut FieldErrors) {
+    if asked.is_mediated && !asked.has_network {
+        errors.push("network.egress", INVALID, "requires network.enabled=true");
+    }
+    if asked.has_credentials && !asked.is_mediated {
+        errors.push("credentials", INVALID, "require network.egress.enabled=true");
+    }
+}
+
+/// Reads `network.egress.allow_hosts`; an empty list allows no host.
+pub fn allow_hosts(asked: &[String], errors: &mut FieldErrors) -> Vec<HostPattern> {
+    patterns("network.egress.allow_hosts", asked, errors)
+}
+
 /// Checks the credentials of a request against its `env`, and returns those that are valid.
 pub fn credentials(
     asked: &BTreeMap<String, AskedCredential>,
@@ -124,7 +149,11 @@ fn injection(
     value: Option<&Secret>,
     errors: &mut FieldErrors,
 ) -> Option<Injection> {
-    let hosts = asked.hosts.as_ref().map(|hosts| patterns(&format!("{path}.hosts"), hosts, errors));
+    let at_hosts = format!("{path}.hosts");
+    if asked.hosts.as_ref().is_some_and(Vec::is_empty) {
+        errors.push(&at_hosts, INVALID, "needs at least one entry, or must be left out for every host");
+    }
+    let hosts = asked.hosts.as_ref().map(|hosts| patterns(&at_hosts, hosts, errors));
     let header = errors.take(&format!("{path}.as.header"), INVALID, asked.header.parse());
     let at_format = format!("{path}.as.format");
     let format = errors.take(&at_format, INVALID, asked.format.parse());
@@ -137,9 +166,6 @@ fn injection(
 
 /// Reads patterns, sorted and each once.
 fn patterns(path: &str, asked: &[String], errors: &mut FieldErrors) -> Vec<HostPattern> {
-    if asked.is_empty() {
-        errors.push(path, INVALID, "needs at least one entry, or must be left out for every host");
-    }
     if asked.len() > EGRESS_HOSTS_MAX {
         let message = format!("has {} entries; at most {EGRESS_HOSTS_MAX} are allowed", asked.len());
         errors.push(path, INVALID, message);
@@ -275,8 +301,43 @@ mod tests {
     }
 
     #[test]
+    fn mediation_needs_a_network_and_credentials_need_mediation() {
+        let problems = |has_network, is_mediated, has_credentials| {
+            let mut errors = FieldErrors::default();
+            requirements(AskedEgress { has_network, is_mediated, has_credentials }, &mut errors);
+            errors.to_string()
+        };
+        assert_eq!(problems(true, true, true), "");
+        assert_eq!(problems(false, false, false), "");
+        assert_eq!(problems(false, true, false), "network.egress requires network.enabled=true");
+        assert_eq!(problems(true, false, true), "credentials require network.egress.enabled=true");
+    }
+
+    #[test]
+    fn allowed_hosts_are_read_with_their_paths() {
+        let read = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
+            let mut errors = FieldErrors::default();
+            let hosts: Vec<String> =
+                allow_hosts(&texts, &mut errors).iter().map(ToString::to_string).collect();
+            (hosts, errors.iter().map(|error| error.path.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(read(&["B.example", "*.a.example", "b.example."]).0, ["b.example", "*.a.example"]);
+        assert_eq!(read(&["ok.example", "*.com"]).1, ["network.egress.allow_hosts[1]"]);
+        assert_eq!(read(&[]), (vec![], vec![]));
+        let many: Vec<String> = (0..=EGRESS_HOSTS_MAX).map(host_number).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(read(&many[1..]).1.len(), 0);
+        assert_eq!(read(&many).1, ["network.egress.allow_hosts"]);
+    }
+
+    fn host_number(index: usize) -> String {
+        format!("h{index}.example.com")
+    }
+
+    #[test]
     fn limits_are_tested_at_the_limit_and_one_beyond() {
-        let host = |index: usize| format!("h{index}.example.com");
+        let host = host_number;
         let many = |count: usize| {
             let make = |index| {
                 (format!("K{index}"), credential(vec![injection(Some(&[&host(index)]), "a", "${value}")]))

@@ -63,7 +63,7 @@ impl Guest {
         }
     }
 
-    /// Returns the permit of the handshake.
+    /// Gives the permit of the handshake back.
     pub(crate) fn settle(&self) {
         drop(self.handshake.lock().unwrap_or_else(PoisonError::into_inner).take());
     }

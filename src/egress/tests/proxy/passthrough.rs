@@ -184,3 +184,36 @@ async fn row_69_an_unknown_protocol_passes_in_a_tunnel_to_an_allowed_host() {
     assert_eq!(ask(&mut stream, connect).await.expect("an answer").status, 403);
     assert_eq!(world.line().await.reason, Some(Reason::HostNotAllowed));
 }
+
+#[tokio::test]
+async fn row_36_a_hello_has_the_same_answer_captured_and_in_a_tunnel() {
+    let mut world = World::new().await;
+    let origin = Origin::echo(b"").await;
+    world.capture_port(origin.port);
+    let mut policy = world.policy();
+    policy.allow_hosts = Some(vec![OTHER.parse().expect("a pattern")]);
+    world.put(policy);
+    let message = hello(&OTHER.to_ascii_uppercase());
+    let mut truncated = message.clone();
+    truncated.truncate(message.len() - 1);
+    for bytes in
+        [records(&message, 1), records(&message, 16_000), records(&truncated, 50), vec![22, 3, 1, 0, 0]]
+    {
+        let mut answers = Vec::new();
+        for is_captured in [true, false] {
+            let mut stream = if is_captured { world.captured().await } else { world.explicit().await };
+            if !is_captured {
+                let connect =
+                    format!("CONNECT {OTHER}:{0} HTTP/1.1\r\nHost: {OTHER}:{0}\r\n\r\n", origin.port);
+                assert_eq!(ask(&mut stream, connect).await.expect("an answer").status, 200);
+            }
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+            // The server echoes a hello that passes.
+            let answer = read_to_end(&mut stream).await;
+            let line = world.line().await;
+            answers.push((answer, line.decision, line.reason, line.tls));
+        }
+        assert_eq!(answers[0], answers[1]);
+    }
+}

@@ -94,7 +94,7 @@ impl Destinations for Original {
     }
 }
 
-/// The whole of it.
+/// A proxy with its listeners, the names that it resolves, and the authorities of a test.
 pub(crate) struct World {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) names: Arc<Table>,
