@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use stead_schemas::egress::{Authority, Host, Reason, Route, TlsUse};
-use stead_schemas::limits::EGRESS_TUNNEL_IDLE_MAX;
+use stead_schemas::limits::{EGRESS_HELLO_TIMEOUT, EGRESS_TUNNEL_IDLE_MAX};
 use tokio::io::AsyncWriteExt;
 
 use crate::audit::Record;
@@ -40,7 +40,7 @@ pub(crate) async fn serve(guest: Arc<Guest>, mut stream: GuestStream, target: Ta
     let first = tokio::select! {
         biased;
         () = guest.lease.until_not(|_| true) => Err(Reason::PolicyChanged),
-        first = first(&mut stream) => first,
+        kind = kind(&mut stream, &target) => kind,
     };
     match (first, target) {
         (Ok(First::Closed), _) => {}
@@ -66,6 +66,19 @@ pub(crate) async fn serve(guest: Arc<Guest>, mut stream: GuestStream, target: Ta
             alert::send(&mut stream, reason).await;
         }
     }
+}
+
+/// Returns the kind of a connection: what the guest sends first, unless the server speaks before it.
+async fn kind(stream: &mut GuestStream, target: &Target) -> Result<First, Reason> {
+    if let Target::Connect(_, Some(dialed)) = target {
+        tokio::select! {
+            biased;
+            () = stream.readable() => {}
+            _ = dialed.stream.readable() => return Ok(First::Silent),
+            () = tokio::time::sleep(EGRESS_HELLO_TIMEOUT) => return Ok(First::Silent),
+        }
+    }
+    first(stream).await
 }
 
 fn note_refusal(guest: &Guest, address: IpAddr, port: u16, reason: Reason) {

@@ -61,6 +61,9 @@ pub(crate) async fn serve(
         Err(reason) => return record.refuse(reason),
     };
     record.discard();
+    guest.settle();
+    // A client may keep the connection for later before its first request.
+    progress.set_idle();
     let exchange = Arc::new(Exchange {
         guest: guest.clone(),
         expected: Expected::Connection(authority),
@@ -74,7 +77,6 @@ pub(crate) async fn serve(
     let ended = match protocol {
         Protocol::Http1 => serve_http1(client, service, &progress, cut, closed.clone().wait()).await,
         Protocol::Http2 => {
-            guest.settle();
             progress.set_busy();
             let ended =
                 serve_http2(client, service, exchange.life.watch(), &progress, cut, closed.clone().wait())

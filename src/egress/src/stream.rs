@@ -24,6 +24,14 @@ impl GuestStream {
         Self { tcp, ahead: Bytes::new(), progress: Progress::new() }
     }
 
+    /// Waits until the guest has sent bytes or closed the connection. Nothing is read.
+    pub(crate) async fn readable(&self) {
+        if self.ahead.is_empty() {
+            // An error is found again by the next read.
+            let _ = self.tcp.readable().await;
+        }
+    }
+
     /// Puts bytes back before all that has not been read.
     pub(crate) fn put_back(&mut self, bytes: Bytes) {
         if self.ahead.is_empty() {

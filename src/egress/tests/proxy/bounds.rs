@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::client::{ask, read_to_end, secure};
 use crate::origin::Origin;
-use crate::world::{OTHER, World, bearer, connect_from, credential, uid};
+use crate::world::{API, OTHER, World, bearer, connect_from, credential, uid};
 
 /// Opens a tunnel that carries an unknown protocol, and waits until it does. Returns `None` when the proxy
 /// closes the connection.
@@ -117,4 +117,19 @@ async fn row_88_a_name_that_does_not_exist_costs_no_certificate() {
     secure(world.captured().await, world.guest_roots(), "present.wild.example", &[])
         .await
         .expect("a handshake");
+}
+
+#[tokio::test]
+async fn unused_intercepted_connections_take_no_permit_of_handshakes() {
+    let mut world = World::new().await;
+    let mut origin = world.origin(&["http/1.1"]).await;
+    let mut held = Vec::new();
+    for _ in 0..=EGRESS_HANDSHAKES_PER_GUEST_MAX {
+        let stream = secure(world.captured().await, world.guest_roots(), API, &["http/1.1"]).await;
+        held.push(stream.expect("a permit"));
+    }
+    let request = format!("GET / HTTP/1.1\r\nHost: {API}:{}\r\n\r\n", origin.port);
+    assert_eq!(ask(&mut held[0], request).await.expect("an answer").status, 200);
+    origin.wait_for(1).await;
+    assert!(world.line().await.injected);
 }

@@ -1,7 +1,7 @@
 //! TLS that passes unread, and connections that cannot be named.
 
 use stead_schemas::egress::{Decision, Reason, TlsUse};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{ask, read_to_end, secure};
 use crate::origin::Origin;
@@ -183,6 +183,22 @@ async fn row_69_an_unknown_protocol_passes_in_a_tunnel_to_an_allowed_host() {
     let connect = format!("CONNECT {OTHER}:{0} HTTP/1.1\r\nHost: {OTHER}:{0}\r\n\r\n", origin.port);
     assert_eq!(ask(&mut stream, connect).await.expect("an answer").status, 403);
     assert_eq!(world.line().await.reason, Some(Reason::HostNotAllowed));
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_passes_at_once_in_a_tunnel() {
+    let mut world = World::new().await;
+    let origin = Origin::echo(b"220 ready\r\n").await;
+    let mut stream = world.explicit().await;
+    let connect = format!("CONNECT {OTHER}:{0} HTTP/1.1\r\nHost: {OTHER}:{0}\r\n\r\n", origin.port);
+    assert_eq!(ask(&mut stream, connect).await.expect("an answer").status, 200);
+    let mut greeting = [0; 11];
+    stream.read_exact(&mut greeting).await.expect("a greeting");
+    assert_eq!(&greeting, b"220 ready\r\n");
+    stream.shutdown().await.expect("ended");
+    assert!(read_to_end(&mut stream).await.is_empty());
+    let line = world.line().await;
+    assert_eq!((line.reason, line.bytes_up, line.bytes_down), (Some(Reason::Opaque), 0, 11));
 }
 
 #[tokio::test]
