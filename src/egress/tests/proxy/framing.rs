@@ -198,3 +198,79 @@ async fn row_63_more_bytes_than_announced_are_no_second_answer() {
     assert!(second.as_ref().is_none_or(|second| second.status == 502), "{second:?}");
     assert!(world.line().await.injected);
 }
+
+/// Whole requests to the intercepted host, `@` in place of its authority. Each may be refused or normalised.
+const VECTORS: &[&str] = &[
+    "GET / HTTP/1.1\nHost: @\n\n",
+    "GET / HTTP/1.1\r\nHost: @\n\r\n",
+    "\r\n\r\nGET / HTTP/1.1\r\nHost: @\r\n\r\n",
+    "\n\nGET / HTTP/1.1\r\nHost: @\r\n\r\n",
+    "GET  / HTTP/1.1\r\nHost: @\r\n\r\n",
+    "GET /  HTTP/1.1\r\nHost: @\r\n\r\n",
+    "GET\t/ HTTP/1.1\r\nHost: @\r\n\r\n",
+    "GET / HTTP/1.1 \r\nHost: @\r\n\r\n",
+    "GET / HTTP/1.2\r\nHost: @\r\n\r\n",
+    "GET / HTTP/2.0\r\nHost: @\r\n\r\n",
+    "GET / http/1.1\r\nHost: @\r\n\r\n",
+    "GET /\r\nHost: @\r\n\r\n",
+    "GET / HTTP/1.0\r\nHost: @\r\nConnection: keep-alive\r\n\r\n",
+    "GET / HTTP/1.0\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "GET / HTTP/1.1\r\n Host: @\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost : @\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: @\r\nHost: @\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: @\0\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: \t@\t\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: @\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "POST / HTTP/1.1\r\nHost: @\r\nContent-Length: 005\r\n\r\nhello",
+    "POST / HTTP/1.1\r\nHost: @\r\nContent-Length: \t5 \r\n\r\nhello",
+    "POST / HTTP/1.1\r\nHost: @\r\nContent-Length: 5\r\nTransfer-Encoding: identity\r\n\r\nhello",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: \tchunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0;c\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n5;a=\"\nb\"\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n0005\r\nhello\r\n00\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n5 \r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nConnection: Content-Length\r\nContent-Length: 5\r\n\r\nhello",
+    "POST / HTTP/1.1\r\nHost: @\r\nConnection: Transfer-Encoding, Host\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: @\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
+    "GET / HTTP/1.1\r\nHost: @\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 5\r\n\r\nhello",
+    "HEAD / HTTP/1.1\r\nHost: @\r\nContent-Length: 5\r\n\r\nhello",
+];
+
+#[tokio::test]
+async fn row_42_a_server_reads_no_request_that_was_not_checked() {
+    let world = World::new().await;
+    let origin = world.origin(&["http/1.1"]).await;
+    let authority = format!("{API}:{}", origin.port);
+    for vector in VECTORS {
+        let before = origin.seen().len();
+        let mut stream = secure(world.captured().await, world.guest_roots(), API, &["http/1.1"])
+            .await
+            .expect("a handshake");
+        // If both sides framed the first request differently, the server would read this one, which names
+        // another host and is refused otherwise.
+        let smuggled = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+        let _ = stream.write_all(format!("{}{smuggled}", vector.replace('@', &authority)).as_bytes()).await;
+        let _ = stream.shutdown().await;
+        read_to_end(&mut stream).await;
+        let seen = origin.seen().split_off(before);
+        assert!(seen.len() <= 1, "{vector:?}: {seen:?}");
+        for seen in seen {
+            assert_eq!(
+                (seen.uri.as_str(), seen.values("host")),
+                ("/", vec![authority.clone()]),
+                "{vector:?}"
+            );
+            assert_eq!(seen.values("authorization"), [format!("Bearer {VALUE}")], "{vector:?}");
+            let body = String::from_utf8_lossy(&seen.body).into_owned();
+            assert!(body.is_empty() || body == "hello", "{vector:?}: {body}");
+        }
+    }
+    // Those that every server reads in the same way do pass.
+    assert!(origin.seen().len() > 10, "{}", origin.seen().len());
+}
