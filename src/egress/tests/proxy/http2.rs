@@ -1,8 +1,10 @@
 //! HTTP/2 from end to end.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, channel::Channel};
+use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use stead_schemas::egress::{Reason, TlsUse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -243,4 +245,33 @@ async fn row_48_floods_of_frames_end_the_connection() {
     let wrong = frame(8, 0, 0, &[0; 4]);
     assert!(is_ended(&world, &[begin, wrong].concat()).await, "a window update of nothing");
     assert!(origin.seen().len() < 2_000, "{} requests", origin.seen().len());
+}
+
+#[tokio::test]
+async fn trailers_of_a_request_cannot_carry_fields_of_a_head() {
+    let world = World::new().await;
+    let mut origin = world.origin(BOTH).await;
+    let stream = secure(world.captured().await, world.guest_roots(), API, BOTH).await.expect("a handshake");
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("begun");
+    tokio::spawn(connection);
+    let (mut parts, body) = Channel::<Bytes>::new(2);
+    let mut trailers = HeaderMap::new();
+    for name in ["authorization", "host", "cookie", "x-sum"] {
+        trailers.insert(name, HeaderValue::from_static("1"));
+    }
+    parts.send_data(Bytes::from_static(b"message")).await.expect("taken");
+    parts.send_trailers(trailers).await.expect("taken");
+    drop(parts);
+    let uri = format!("https://{API}:{}/", origin.port);
+    let request = Request::builder().method(Method::POST).uri(uri).body(body).expect("a request");
+    assert_eq!(sender.send_request(request).await.expect("an answer").status(), 200);
+    origin.wait_for(1).await;
+    let seen = &origin.seen()[0];
+    let names: Vec<String> =
+        seen.trailers.iter().flat_map(HeaderMap::keys).map(ToString::to_string).collect();
+    assert_eq!((names, seen.body.as_slice()), (vec!["x-sum".to_owned()], &b"message"[..]));
+    assert_eq!(seen.values("authorization"), [format!("Bearer {VALUE}")]);
 }
