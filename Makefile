@@ -17,8 +17,8 @@ demo: setup
 test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(nproc))
 test: setup
 	cargo fmt --all --check
-	cargo clippy --locked --all-targets -p stead -p stead-schemas -p stead-controllers -p stead-guest -- -D warnings
-	cargo test --locked -p stead -p stead-schemas -p stead-controllers -p stead-guest
+	cargo clippy --locked --all-targets -p stead -p stead-schemas -p stead-controllers -p stead-egress -p stead-guest -- -D warnings
+	cargo test --locked -p stead -p stead-schemas -p stead-controllers -p stead-egress -p stead-guest
 	@echo "make test: everything passed"
 
 # All tests with real VMs on KVM, in a host that QEMU emulates. `make test` runs a fixed part of them there.

@@ -13,6 +13,7 @@ pub mod condition;
 pub mod confinement;
 mod content;
 pub mod disk;
+pub mod egress;
 pub mod goal;
 pub mod guest;
 pub mod health;

@@ -1,5 +1,6 @@
 //! The limits, each with its reason. A limit is enforced at one edge, and tested at the limit and one beyond.
 
+mod egress;
 mod health;
 mod ingress;
 mod network;
@@ -8,6 +9,7 @@ mod store;
 mod vm;
 mod wire;
 
+pub use egress::*;
 pub use health::*;
 pub use ingress::*;
 pub use network::*;

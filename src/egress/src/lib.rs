@@ -1,0 +1,32 @@
+//! The proxy of mediated egress: it carries the connections of guests and injects credentials.
+//!
+//! Guarantees: a guest reaches only hosts that its policy allows, at addresses that were checked; the value of
+//! a credential is sent only over TLS, only to a host whose certificate was verified and whose name matches;
+//! everything that a guest or a server can make larger or slower is bounded.
+//! Assumes: guests and servers are untrusted; a guest's address cannot be forged.
+//! Never: reads the TLS connections of hosts without a credential, translates between versions of HTTP, or
+//! shares a connection between guests.
+
+mod alert;
+mod audit;
+mod authority;
+mod connection;
+mod guest;
+mod http;
+mod intercept;
+mod listeners;
+mod mask;
+mod peek;
+mod policies;
+mod progress;
+mod proxy;
+mod stream;
+mod tunnel;
+mod upstream;
+
+pub use audit::{AuditLines, AuditLog, LogFiles};
+pub use authority::{AuthorityError, generate as generate_authority};
+pub use listeners::{serve_captured, serve_explicit};
+pub use policies::Policies;
+pub use proxy::{Destinations, Proxy, ProxyConfig, ProxyError, Redirected};
+pub use upstream::{Addresses, Names, NamesError};
