@@ -1,1 +1,3 @@
-//! The proxy of mediated egress.
+//! Mediated egress: the proxy, and the resolver of names.
+
+pub mod names;
