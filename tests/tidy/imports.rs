@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Source, none, sources};
 
 /// Folders of crates, each with all its files. A file belongs to the longest folder that it is in.
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 10] = [
     "schemas/src/",
     "controllers/src/",
     "src/",
     "src/guest/src/",
+    "src/egress/src/",
     "tests/it/",
     "tests/host/",
     "tests/sim/",

@@ -1,6 +1,6 @@
 //! Questions to upstream resolvers that are under way. Equal questions wait for one answer.
 //!
-//! Guarantees: of equal questions only one is sent at a time; it goes on when whoever asked it no longer waits, so
+//! Guarantees: of equal questions only one is sent at a time; it goes on when nobody waits for it any more, so
 //! that another one may; it is forgotten when its answer is there, even after a panic. Bounded by its callers: each
 //! question holds a share of its guest until it ends.
 

@@ -42,7 +42,7 @@ pub(crate) enum Received {
     Question(Question),
     /// Bytes that are no question: nothing is answered.
     Silence,
-    /// A message that is answered with an error, whoever sent it: the reason and the bytes of the answer.
+    /// A message that is answered with an error in every case: the reason and the bytes of the answer.
     Refused(Reason, Vec<u8>),
 }
 

@@ -29,7 +29,7 @@ pub enum Reason {
     RebindingInPart,
     /// The guest asks too often.
     TooManyQuestions,
-    /// Too many questions of the guest, or of all guests, wait for an upstream resolver.
+    /// The guest, or all guests together, have too many questions that wait for an upstream resolver.
     TooManyWaiting,
 }
 
@@ -137,6 +137,6 @@ counters! {
     socket_errors,
     /// TCP connections that were closed because there were too many.
     connections_refused,
-    /// Look-ups of the proxy.
-    look_ups,
+    /// Hosts that the proxy resolves.
+    resolutions,
 }

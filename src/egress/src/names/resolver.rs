@@ -1,10 +1,10 @@
 //! The resolver: from the bytes of a question to the bytes of its answer, and from a host to its addresses.
 //!
-//! Guarantees: questions of guests and look-ups of the proxy go through the same rules, the same cache and the same
+//! Guarantees: questions of guests and hosts that the proxy resolves go through the same rules, the same cache and the same
 //! filter of addresses, so that the address that is dialled is one that was checked. Addresses of no guest are not
 //! answered. Nothing here waits but for an upstream resolver, and for that only as many questions as have a share.
 //!
-//! Cancel: whoever waits may stop; the question to the upstream resolver goes on until its time limit, and its answer
+//! Cancel: a caller that waits may stop; the question to the upstream resolver goes on until its time limit, and its answer
 //! is kept.
 
 use std::net::IpAddr;
@@ -58,7 +58,7 @@ pub struct Resolver {
 /// The first result of a question.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Nothing is answered.
+    /// There is no answer.
     Silence,
     Reply(Vec<u8>),
     /// The guest asks too often; the bytes are the refusal, if one can be written.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::TXT;
 use hickory_proto::rr::{RData, Record, RecordType};
-use stead_egress::names::{LookUpError, Reason};
+use stead_egress::names::{Reason, ResolveError};
 use stead_schemas::egress::HostName;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ async fn a_host_is_resolved_once_for_all_guests_and_the_proxy() {
         );
     }
     let resolved =
-        fixture.resolver.look_up(LISTED.into(), &parsed("api.example.com")).await.expect("resolved");
+        fixture.resolver.resolve(LISTED.into(), &parsed("api.example.com")).await.expect("resolved");
     assert_eq!((resolved.addresses, resolved.ttl), (vec![public(1)], Duration::from_secs(60)));
     assert_eq!(fixture.authority.count(HOST), 1);
     assert_eq!(fixture.resolver.counts().answered_from_cache, 2);
@@ -129,10 +129,10 @@ async fn a_name_that_does_not_exist_is_remembered() {
         assert_eq!(fixture.addresses(LISTED, "b.example.com.").await, (ResponseCode::NoError, vec![]));
     }
     assert_eq!((fixture.authority.count(HOST), fixture.authority.count("b.example.com.")), (1, 1));
-    let look_up = async |host| fixture.resolver.look_up(LISTED.into(), &parsed(host)).await;
-    assert_eq!(look_up("api.example.com").await, Err(LookUpError::NoSuchHost));
-    assert_eq!(look_up("b.example.com").await, Err(LookUpError::NoAddress));
-    assert_eq!(look_up("evil.org").await, Err(LookUpError::NotAllowed(Reason::HostNotAllowed)));
+    let resolve = async |host| fixture.resolver.resolve(LISTED.into(), &parsed(host)).await;
+    assert_eq!(resolve("api.example.com").await, Err(ResolveError::NoSuchHost));
+    assert_eq!(resolve("b.example.com").await, Err(ResolveError::NoAddress));
+    assert_eq!(resolve("evil.org").await, Err(ResolveError::NotAllowed(Reason::HostNotAllowed)));
     assert!(fixture.events().is_empty(), "what does not exist is not refused");
     fixture.advance(Duration::from_secs(30));
     fixture.addresses(LISTED, HOST).await;
@@ -153,8 +153,8 @@ async fn a_failure_of_the_upstream_server_is_an_answer_and_is_remembered_for_a_s
     fixture.advance(Duration::from_secs(1));
     assert_eq!(fixture.addresses(LISTED, HOST).await.0, ResponseCode::ServFail);
     assert!(fixture.authority.seen().len() > asked);
-    let failed = fixture.resolver.look_up(LISTED.into(), &parsed("api.example.com")).await;
-    assert_eq!(failed, Err(LookUpError::Unanswered));
+    let failed = fixture.resolver.resolve(LISTED.into(), &parsed("api.example.com")).await;
+    assert_eq!(failed, Err(ResolveError::Unanswered));
     assert_eq!(fixture.addresses(LISTED, "b.example.com.").await.1, [public(1)]);
 }
 
@@ -240,8 +240,8 @@ async fn instances_and_localhost_are_answered_here() {
         assert_eq!(fixture.addresses(guest, "x.stead.internal.").await.0, ResponseCode::NXDomain);
     }
     assert_eq!(fixture.take_reasons(), [Reason::UnknownInstance; 2]);
-    let dialled = fixture.resolver.look_up(LISTED.into(), &parsed("web.stead.internal")).await;
-    assert_eq!(dialled, Err(LookUpError::Denied(MEDIATED.into())), "a name gives no right to dial");
+    let dialled = fixture.resolver.resolve(LISTED.into(), &parsed("web.stead.internal")).await;
+    assert_eq!(dialled, Err(ResolveError::Denied(MEDIATED.into())), "a name gives no right to dial");
     assert!(fixture.authority.seen().is_empty());
 }
 
@@ -253,8 +253,8 @@ async fn nobody_but_guests_is_answered() {
     fixture.until(|fixture| fixture.resolver.counts().from_nobody == 1).await;
     let mut stream = fixture.connect(NOBODY).await;
     assert!(receive_tcp(&mut stream).await.is_none(), "the connection is closed");
-    let look_up = patiently(fixture.resolver.look_up(NOBODY.into(), &parsed("api.example.com"))).await;
-    assert_eq!(look_up, Err(LookUpError::NotAGuest));
+    let resolved = patiently(fixture.resolver.resolve(NOBODY.into(), &parsed("api.example.com"))).await;
+    assert_eq!(resolved, Err(ResolveError::NotAGuest));
     assert!(fixture.authority.seen().is_empty());
     assert_eq!(fixture.resolver.counts().questions, 0);
 }

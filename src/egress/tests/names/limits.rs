@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
-use stead_egress::names::{LookUpError, Reason};
+use stead_egress::names::{Reason, ResolveError};
 use tokio::io::AsyncWriteExt;
 
 use super::authority::{Act, Asked, host};
@@ -31,8 +31,8 @@ async fn a_guest_whose_questions_nobody_answers_keeps_no_other_guest_waiting() {
         assert_eq!((answer.metadata.id, answer.metadata.response_code), (number, ResponseCode::ServFail));
     }
     assert_eq!(fixture.take_reasons(), [Reason::TooManyWaiting; 16]);
-    let refused = fixture.resolver.look_up(LISTED.into(), &"x.example.com".parse().expect("a host")).await;
-    assert_eq!(refused, Err(LookUpError::TooManyWaiting));
+    let refused = fixture.resolver.resolve(LISTED.into(), &"x.example.com".parse().expect("a host")).await;
+    assert_eq!(refused, Err(ResolveError::TooManyWaiting));
     for guest in [MEDIATED, DIRECT] {
         assert_eq!(fixture.addresses(guest, "web.example.com.").await.0, ResponseCode::NoError);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::AAAA;
 use hickory_proto::rr::{RData, Record, RecordType};
-use stead_egress::names::{LookUpError, Reason};
+use stead_egress::names::{Reason, ResolveError};
 use stead_schemas::egress::HostName;
 
 use super::authority::{Act, alias, host, name};
@@ -19,9 +19,9 @@ fn address(text: &str) -> IpAddr {
 }
 
 /// Looks a host up as the proxy does.
-async fn dialled(fixture: &Fixture, host: &str) -> Result<Vec<IpAddr>, LookUpError> {
+async fn dialled(fixture: &Fixture, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
     let host: HostName = host.parse().expect("a host");
-    fixture.resolver.look_up(LISTED.into(), &host).await.map(|resolved| resolved.addresses)
+    fixture.resolver.resolve(LISTED.into(), &host).await.map(|resolved| resolved.addresses)
 }
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn row_20_a_name_of_private_addresses_does_not_exist() {
         for guest in [LISTED, MEDIATED, DIRECT] {
             assert_eq!(fixture.addresses(guest, &host).await, (ResponseCode::NXDomain, vec![]), "{text}");
         }
-        assert_eq!(dialled(&fixture, &host).await, Err(LookUpError::Denied(address(text))));
+        assert_eq!(dialled(&fixture, &host).await, Err(ResolveError::Denied(address(text))));
         let events = fixture.events();
         assert_eq!(events[0].name, host);
         assert_eq!(events[0].address, Some(address(text)));
@@ -72,7 +72,7 @@ async fn row_20_an_alias_to_a_private_address_does_not_exist() {
     })
     .await;
     assert_eq!(fixture.addresses(LISTED, PRIVATE).await, (ResponseCode::NXDomain, vec![]));
-    assert_eq!(dialled(&fixture, PRIVATE).await, Err(LookUpError::Denied(address("169.254.169.254"))));
+    assert_eq!(dialled(&fixture, PRIVATE).await, Err(ResolveError::Denied(address("169.254.169.254"))));
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn row_21_an_address_that_alternates_is_dialled_only_while_it_is_public() 
             assert_eq!(dialled, Ok(vec![address("203.0.113.1")]), "{round}");
         } else {
             assert_eq!((code, asked), (ResponseCode::NXDomain, vec![]), "{round}");
-            assert_eq!(dialled, Err(LookUpError::Denied(address("127.0.0.1"))), "{round}");
+            assert_eq!(dialled, Err(ResolveError::Denied(address("127.0.0.1"))), "{round}");
         }
         assert_eq!(fixture.authority.count(PRIVATE), round + 1);
         fixture.advance(Duration::from_secs(5));

@@ -1,4 +1,4 @@
-//! Look-ups of the proxy: the addresses of a host that it may dial for a guest.
+//! Hosts that the proxy resolves: the addresses of a host that it may dial for a guest.
 //!
 //! Guarantees: every returned address passed the filter at this moment, so the proxy dials what was checked and never
 //! resolves a second time.
@@ -27,7 +27,7 @@ pub struct Resolved {
 
 /// The reason why a host has no addresses to dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum LookUpError {
+pub enum ResolveError {
     #[error("the address is that of no guest")]
     NotAGuest,
     #[error("the policy does not allow the name: {}", .0.as_str())]
@@ -49,52 +49,52 @@ impl Resolver {
     ///
     /// # Errors
     /// If the guest may not use the host, the host has no such address, or nobody answers in 4.5 s.
-    pub async fn look_up(self: &Arc<Self>, guest: IpAddr, host: &HostName) -> Result<Resolved, LookUpError> {
-        self.counters().look_ups.add_one();
-        let rights = self.guest(guest).ok_or(LookUpError::NotAGuest)?;
+    pub async fn resolve(self: &Arc<Self>, guest: IpAddr, host: &HostName) -> Result<Resolved, ResolveError> {
+        self.counters().resolutions.add_one();
+        let rights = self.guest(guest).ok_or(ResolveError::NotAGuest)?;
         let mut name =
-            Name::from_ascii(host.as_str()).map_err(|_| LookUpError::NotAllowed(Reason::NotAHost))?;
+            Name::from_ascii(host.as_str()).map_err(|_| ResolveError::NotAllowed(Reason::NotAHost))?;
         name.set_fqdn(true);
         let key = Key { name, record_type: RecordType::A };
         match self.decide(guest, &rights, &key) {
-            Decision::Forward => self.look_up_outside(guest, &rights, key).await,
+            Decision::Forward => self.resolve_outside(guest, &rights, key).await,
             Decision::Answer(data) => self.local(guest, data.ip_addr()),
-            Decision::Empty => Err(LookUpError::NoAddress),
-            Decision::NoSuchName(reason) | Decision::Refuse(reason) => Err(LookUpError::NotAllowed(reason)),
+            Decision::Empty => Err(ResolveError::NoAddress),
+            Decision::NoSuchName(reason) | Decision::Refuse(reason) => Err(ResolveError::NotAllowed(reason)),
         }
     }
 
     /// Checks an address of the caller's tables: a name by which it is known gives no right to dial it.
-    fn local(&self, guest: IpAddr, address: Option<IpAddr>) -> Result<Resolved, LookUpError> {
-        let address = address.ok_or(LookUpError::NoAddress)?;
+    fn local(&self, guest: IpAddr, address: Option<IpAddr>) -> Result<Resolved, ResolveError> {
+        let address = address.ok_or(ResolveError::NoAddress)?;
         if !self.may_reach(guest, address) {
-            return Err(LookUpError::Denied(address));
+            return Err(ResolveError::Denied(address));
         }
         Ok(Resolved { addresses: vec![address], ttl: Duration::from_secs(LOCAL_TTL_SECS.into()) })
     }
 
-    async fn look_up_outside(
+    async fn resolve_outside(
         self: &Arc<Self>,
         guest: IpAddr,
         rights: &Guest,
         key: Key,
-    ) -> Result<Resolved, LookUpError> {
+    ) -> Result<Resolved, ResolveError> {
         let asked = Asked { guest, is_mediated: matches!(rights, Guest::Mediated(_)), key };
         let (answer, left) = match self.cached(&asked.key) {
             Some(cached) => cached,
             None => {
-                let share = self.share(&asked).ok_or(LookUpError::TooManyWaiting)?;
+                let share = self.share(&asked).ok_or(ResolveError::TooManyWaiting)?;
                 self.ask(&asked, share).await
             }
         };
         let Checked { code, records, denied } = self.check(&asked, &answer, left);
         let addresses: Vec<IpAddr> = records.iter().filter_map(address_of).collect();
         match (code, denied) {
-            (_, Some(address)) => Err(LookUpError::Denied(address)),
-            (ResponseCode::NoError, None) if addresses.is_empty() => Err(LookUpError::NoAddress),
+            (_, Some(address)) => Err(ResolveError::Denied(address)),
+            (ResponseCode::NoError, None) if addresses.is_empty() => Err(ResolveError::NoAddress),
             (ResponseCode::NoError, None) => Ok(Resolved { addresses, ttl: left }),
-            (ResponseCode::NXDomain, None) => Err(LookUpError::NoSuchHost),
-            _ => Err(LookUpError::Unanswered),
+            (ResponseCode::NXDomain, None) => Err(ResolveError::NoSuchHost),
+            _ => Err(ResolveError::Unanswered),
         }
     }
 }
