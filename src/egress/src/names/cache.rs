@@ -5,6 +5,9 @@
 //! Thus a guest that asks for a million names loses only its own answers. Admission by frequency was the alternative:
 //! it needs no owner, but a guest can ask for each of its names twice.
 //!
+//! A guest can notice by the time of an answer that another guest asked for the same name a short time ago. A cache for
+//! each guest would hide that, at the cost of asking the upstream resolvers once for each guest.
+//!
 //! Guarantees: the numbers of entries and bytes stay below their limits, in total and for each guest; an answer is
 //! not returned after its time. Pure: the time comes from the caller.
 
@@ -13,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::BinEncodable;
 
 use super::answer::{Answer, Found, Key};
@@ -137,7 +141,7 @@ fn size(key: &Key, answer: &Answer) -> usize {
     };
     // A record that cannot be written cannot be sent either; its entry is too large to be kept.
     let record_bytes =
-        |record: &_| BinEncodable::to_bytes(record).map_or(CACHE_ENTRY_BYTES_MAX, |bytes| bytes.len());
+        |record: &Record| BinEncodable::to_bytes(record).map_or(CACHE_ENTRY_BYTES_MAX, |bytes| bytes.len());
     let records = records.iter().map(|record| record_bytes(record) + RECORD_OVERHEAD_BYTES);
     ENTRY_OVERHEAD_BYTES + key.name.len() + records.sum::<usize>()
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use hickory_proto::rr::rdata::{A, TXT};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, RecordType};
 use proptest::prelude::*;
 
 use super::*;

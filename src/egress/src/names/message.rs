@@ -117,6 +117,11 @@ fn answer_bytes_max(edns: Option<&Edns>, transport: Transport) -> u16 {
 /// and the obsolete mail types. ANY, 255, is left out: those who may ask for all types may ask for it.
 const META_TYPES: std::ops::RangeInclusive<u16> = 249..=254;
 
+/// Position of the first byte of flags in a message.
+const FLAGS_AT: usize = 2;
+/// The flag in it that marks an answer from which records are missing.
+const TRUNCATED: u8 = 0b10;
+
 /// Returns whether a type asks for a transfer of a zone, or is no type of records.
 fn is_transfer_or_meta(record_type: RecordType) -> bool {
     let number = u16::from(record_type);
@@ -142,7 +147,7 @@ impl Question {
     /// the sender to come by TCP. Returns `None` if no answer can be written.
     pub(crate) fn reply(&self, code: ResponseCode, answers: Vec<Record>) -> Option<Vec<u8>> {
         let bytes = self.message(code, answers).to_vec().ok();
-        if let Some(bytes) = bytes.filter(|bytes| bytes.len() <= usize::from(self.answer_bytes_max)) {
+        if let Some(bytes) = bytes.filter(|bytes| self.takes(bytes)) {
             return Some(bytes);
         }
         let (code, is_truncated) =
@@ -150,6 +155,13 @@ impl Question {
         let mut message = self.message(code, Vec::new());
         message.metadata.truncation = is_truncated;
         message.to_vec().ok()
+    }
+
+    /// Returns whether an answer is whole and not larger than the sender takes. The library itself cuts an answer that
+    /// is larger than a message can be.
+    fn takes(&self, bytes: &[u8]) -> bool {
+        let is_cut = bytes.get(FLAGS_AT).is_none_or(|flags| flags & TRUNCATED != 0);
+        !is_cut && bytes.len() <= usize::from(self.answer_bytes_max)
     }
 
     fn message(&self, code: ResponseCode, answers: Vec<Record>) -> Message {

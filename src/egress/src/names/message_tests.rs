@@ -178,7 +178,8 @@ fn a_newer_version_of_edns_is_answered_with_our_version() {
     let answer = refused(&written(|message| {
         message.set_edns(edns);
     }));
-    assert_eq!(answer.metadata.response_code, ResponseCode::BADVERS);
+    // The library reads number 16, which two codes have, as the other one.
+    assert_eq!(u16::from(answer.metadata.response_code), u16::from(ResponseCode::BADVERS));
     assert_eq!(answer.edns.map(|edns| edns.version()), Some(0));
 }
 

@@ -58,7 +58,7 @@ pub struct Resolver {
 /// The first result of a question.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// There is no answer.
+    /// The message is not answered.
     Silence,
     Reply(Vec<u8>),
     /// The guest asks too often; the bytes are the refusal, if one can be written.

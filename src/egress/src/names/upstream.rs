@@ -27,7 +27,7 @@ const DNS_PORT: u16 = 53;
 pub enum UpstreamError {
     #[error("no upstream resolver is configured")]
     None,
-    #[error("{0} upstream resolvers are configured; at most {UPSTREAMS_MAX} are used")]
+    #[error("{0} upstream resolvers are configured; there may be {most}", most = UPSTREAMS_MAX)]
     TooMany(usize),
     #[error("the upstream resolver {0} is this resolver itself")]
     Ourselves(SocketAddr),

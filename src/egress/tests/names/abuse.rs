@@ -144,7 +144,7 @@ fn abuses() -> Vec<(&'static str, Vec<u8>, ResponseCode)> {
         ("two questions", raw([1, 0], [2, 0, 0, 0], &[PLAIN, PLAIN].concat()), ResponseCode::FormErr),
         (
             "65,535 questions",
-            [&[0, 9, 1, 0, 255, 255, 0, 0, 0, 0, 0, 0], PLAIN].concat(),
+            [&[0, 9, 1, 0, 255, 255, 0, 0, 0, 0, 0, 0][..], PLAIN].concat(),
             ResponseCode::FormErr,
         ),
         ("an answer", raw([1, 0], [1, 1, 0, 0], PLAIN), ResponseCode::FormErr),
@@ -184,7 +184,7 @@ async fn row_25_what_is_no_question_is_not_answered() {
     let fixture = Fixture::with_hosts().await;
     let client = fixture.client(LISTED).await;
     let response = raw([0x81, 0x80], [1, 0, 0, 0], PLAIN);
-    for bytes in [&b""[..], b"x", &response[..11], &response] {
+    for bytes in [&b""[..], b"x", &response[..11], &response[..]] {
         client.send(bytes).await;
     }
     client.send(&written(77, "t.evil.org.", RecordType::A)).await;
