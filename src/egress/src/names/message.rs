@@ -16,7 +16,7 @@ use super::report::Reason;
 
 /// The way by which a question came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
+pub(crate) enum Transport {
     Udp,
     Tcp,
 }

@@ -107,7 +107,7 @@ macro_rules! counters {
 counters! {
     /// Messages from guests.
     questions,
-    /// Messages from addresses of no guest; they are dropped.
+    /// Messages and connections from addresses of no guest; they are dropped.
     from_nobody,
     /// Messages that were answered with an error of the format, or not at all.
     malformed,

@@ -14,20 +14,20 @@ use tokio::task::JoinHandle;
 
 /// A question as the server received it.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    pub message: Message,
+pub(crate) struct Asked {
+    pub(crate) message: Message,
     /// The name in lower case, with the last dot.
-    pub name: String,
-    pub record_type: RecordType,
-    pub is_tcp: bool,
+    pub(crate) name: String,
+    pub(crate) record_type: RecordType,
+    pub(crate) is_tcp: bool,
     /// The number of earlier questions for the name. One that was sent again, with the same id, is not counted.
-    pub earlier: usize,
-    pub source: SocketAddr,
+    pub(crate) earlier: usize,
+    pub(crate) source: SocketAddr,
 }
 
 impl Asked {
     /// Returns a response to the question with these records.
-    pub fn answer(&self, records: Vec<Record>) -> Message {
+    pub(crate) fn answer(&self, records: Vec<Record>) -> Message {
         let mut message = Message::response(self.message.metadata.id, OpCode::Query);
         message.add_queries(self.message.queries.iter().cloned());
         message.add_answers(records);
@@ -35,7 +35,7 @@ impl Asked {
     }
 
     /// Returns a response with this code.
-    pub fn refusal(&self, code: ResponseCode) -> Message {
+    pub(crate) fn refusal(&self, code: ResponseCode) -> Message {
         let mut message = self.answer(Vec::new());
         message.metadata.response_code = code;
         message
@@ -43,7 +43,7 @@ impl Asked {
 }
 
 /// A thing that the server does with a question.
-pub enum Act {
+pub(crate) enum Act {
     Send(Message),
     /// Sends the message from a port at which the server was not asked.
     SendFromElsewhere(Message),
@@ -51,11 +51,11 @@ pub enum Act {
     WaitFor(watch::Receiver<bool>),
 }
 
-pub type Script = dyn Fn(&Asked) -> Vec<Act> + Send + Sync;
+pub(crate) type Script = dyn Fn(&Asked) -> Vec<Act> + Send + Sync;
 
 /// A running server; it ends when this is dropped.
-pub struct Authority {
-    pub address: SocketAddr,
+pub(crate) struct Authority {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Asked>>>,
     tasks: [JoinHandle<()>; 2],
 }
@@ -73,7 +73,7 @@ struct Served {
 }
 
 impl Authority {
-    pub async fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
         let (udp, tcp) = sockets().await;
         let address = tcp.local_addr().expect("it is bound");
         let served = Served { script: Arc::new(script), seen: Arc::default() };
@@ -83,17 +83,12 @@ impl Authority {
     }
 
     /// Returns all questions, those that were sent again included.
-    pub fn seen(&self) -> Vec<Asked> {
+    pub(crate) fn seen(&self) -> Vec<Asked> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the names that were asked for.
-    pub fn names(&self) -> BTreeSet<String> {
-        self.seen().into_iter().map(|asked| asked.name).collect()
-    }
-
     /// Returns the number of questions for a name, each counted once.
-    pub fn count(&self, name: &str) -> usize {
+    pub(crate) fn count(&self, name: &str) -> usize {
         let ids = self.seen().into_iter().filter(|asked| asked.name == name);
         ids.map(|asked| asked.message.metadata.id).collect::<BTreeSet<_>>().len()
     }
@@ -182,14 +177,14 @@ async fn connection(served: Served, mut stream: TcpStream, source: SocketAddr) {
     }
 }
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::from_ascii(text).expect("a name")
 }
 
-pub fn host(owner: &str, address: &str, ttl: u32) -> Record {
+pub(crate) fn host(owner: &str, address: &str, ttl: u32) -> Record {
     Record::from_rdata(name(owner), ttl, RData::A(A(address.parse().expect("an address"))))
 }
 
-pub fn alias(owner: &str, target: &str) -> Record {
+pub(crate) fn alias(owner: &str, target: &str) -> Record {
     Record::from_rdata(name(owner), 60, RData::CNAME(CNAME(name(target))))
 }

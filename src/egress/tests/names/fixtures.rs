@@ -19,11 +19,11 @@ use tokio::time::timeout;
 use super::authority::{Act, Asked, Authority, name};
 
 /// A mediated guest that may use `*.example.com`.
-pub const LISTED: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 7);
+pub(crate) const LISTED: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 7);
 /// A mediated guest that may use every host.
-pub const MEDIATED: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 8);
-pub const DIRECT: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 9);
-pub const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 66);
+pub(crate) const MEDIATED: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 8);
+pub(crate) const DIRECT: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 9);
+pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 10, 0, 66);
 
 /// Time after which a test that waits has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,11 +62,11 @@ impl Directory for Tables {
 }
 
 /// A resolver that runs until this is dropped.
-pub struct Fixture {
-    pub resolver: Arc<Resolver>,
-    pub authority: Authority,
-    pub udp: SocketAddr,
-    pub tcp: SocketAddr,
+pub(crate) struct Fixture {
+    pub(crate) resolver: Arc<Resolver>,
+    pub(crate) authority: Authority,
+    pub(crate) udp: SocketAddr,
+    pub(crate) tcp: SocketAddr,
     events: Arc<Mutex<Vec<Event>>>,
     time: Arc<Mutex<Duration>>,
     server: JoinHandle<()>,
@@ -84,7 +84,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Fixture {
     /// Starts a resolver whose upstream server does what the script says.
-    pub async fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
         let authority = Authority::start(script).await;
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
@@ -104,7 +104,7 @@ impl Fixture {
     }
 
     /// Starts a resolver whose upstream server answers every question for addresses with 203.0.113.1.
-    pub async fn with_hosts() -> Self {
+    pub(crate) async fn with_hosts() -> Self {
         Self::start(|asked| {
             let records = if asked.record_type == RecordType::A {
                 vec![super::authority::host(&asked.name, "203.0.113.1", 60)]
@@ -116,46 +116,46 @@ impl Fixture {
         .await
     }
 
-    pub fn advance(&self, by: Duration) {
+    pub(crate) fn advance(&self, by: Duration) {
         *lock(&self.time) += by;
     }
 
-    pub fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         lock(&self.events).clone()
     }
 
     /// Returns the reasons of the events so far, and forgets the events.
-    pub fn take_reasons(&self) -> Vec<Reason> {
+    pub(crate) fn take_reasons(&self) -> Vec<Reason> {
         std::mem::take(&mut *lock(&self.events)).into_iter().map(|event| event.reason).collect()
     }
 
     /// Asks by UDP from the address of a guest.
-    pub async fn ask(&self, guest: Ipv4Addr, host: &str, record_type: RecordType) -> Message {
+    pub(crate) async fn ask(&self, guest: Ipv4Addr, host: &str, record_type: RecordType) -> Message {
         let client = self.client(guest).await;
         client.send(&written(1, host, record_type)).await;
         client.receive().await
     }
 
     /// Asks for addresses by UDP; returns the code and the addresses.
-    pub async fn addresses(&self, guest: Ipv4Addr, host: &str) -> (ResponseCode, Vec<IpAddr>) {
+    pub(crate) async fn addresses(&self, guest: Ipv4Addr, host: &str) -> (ResponseCode, Vec<IpAddr>) {
         let answer = self.ask(guest, host, RecordType::A).await;
         (answer.metadata.response_code, addresses(&answer))
     }
 
-    pub async fn client(&self, guest: Ipv4Addr) -> Client {
+    pub(crate) async fn client(&self, guest: Ipv4Addr) -> Client {
         let socket = UdpSocket::bind((guest, 0)).await.expect("an address of loopback");
         socket.connect(self.udp).await.expect("an address of loopback");
         Client { socket }
     }
 
-    pub async fn connect(&self, guest: Ipv4Addr) -> TcpStream {
+    pub(crate) async fn connect(&self, guest: Ipv4Addr) -> TcpStream {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind((guest, 0).into()).expect("an address of loopback");
         patiently(socket.connect(self.tcp)).await.expect("the resolver listens")
     }
 
     /// Waits until the condition is met.
-    pub async fn until(&self, is_met: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, is_met: impl Fn(&Self) -> bool) {
         patiently(async {
             while !is_met(self) {
                 tokio::task::yield_now().await;
@@ -166,34 +166,34 @@ impl Fixture {
 }
 
 /// A guest's socket.
-pub struct Client {
+pub(crate) struct Client {
     socket: UdpSocket,
 }
 
 impl Client {
-    pub async fn send(&self, bytes: &[u8]) {
+    pub(crate) async fn send(&self, bytes: &[u8]) {
         self.socket.send(bytes).await.expect("it is sent");
     }
 
-    pub async fn receive_bytes(&self) -> Vec<u8> {
+    pub(crate) async fn receive_bytes(&self) -> Vec<u8> {
         let mut buffer = vec![0; 65_536];
         let length = patiently(self.socket.recv(&mut buffer)).await.expect("an answer");
         buffer.truncate(length);
         buffer
     }
 
-    pub async fn receive(&self) -> Message {
+    pub(crate) async fn receive(&self) -> Message {
         Message::from_vec(&self.receive_bytes().await).expect("a well-formed answer")
     }
 }
 
 /// Waits for something that must happen.
-pub async fn patiently<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(what: impl Future<Output = T>) -> T {
     timeout(PATIENCE, what).await.expect("it takes too long")
 }
 
 /// Returns a question without EDNS.
-pub fn question(id: u16, host: &str, record_type: RecordType) -> Message {
+pub(crate) fn question(id: u16, host: &str, record_type: RecordType) -> Message {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(name(host), record_type));
@@ -201,7 +201,7 @@ pub fn question(id: u16, host: &str, record_type: RecordType) -> Message {
 }
 
 /// Returns the bytes of a question with EDNS, which allows answers of 1,232 bytes.
-pub fn written(id: u16, host: &str, record_type: RecordType) -> Vec<u8> {
+pub(crate) fn written(id: u16, host: &str, record_type: RecordType) -> Vec<u8> {
     let mut message = question(id, host, record_type);
     let mut edns = Edns::new();
     edns.set_max_payload(1232);
@@ -209,18 +209,18 @@ pub fn written(id: u16, host: &str, record_type: RecordType) -> Vec<u8> {
     message.to_vec().expect("it can be written")
 }
 
-pub fn addresses(answer: &Message) -> Vec<IpAddr> {
+pub(crate) fn addresses(answer: &Message) -> Vec<IpAddr> {
     let address = |data: &RData| data.ip_addr();
     answer.answers.iter().filter_map(|record| address(&record.data)).collect()
 }
 
-pub async fn send_tcp(stream: &mut TcpStream, bytes: &[u8]) {
+pub(crate) async fn send_tcp(stream: &mut TcpStream, bytes: &[u8]) {
     let length = u16::try_from(bytes.len()).expect("short").to_be_bytes();
     stream.write_all(&[&length[..], bytes].concat()).await.expect("it is sent");
 }
 
 /// Receives a message; returns `None` when the connection was closed.
-pub async fn receive_tcp(stream: &mut TcpStream) -> Option<Message> {
+pub(crate) async fn receive_tcp(stream: &mut TcpStream) -> Option<Message> {
     patiently(async {
         let length = stream.read_u16().await.ok()?;
         let mut bytes = vec![0; usize::from(length)];
