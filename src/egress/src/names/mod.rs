@@ -32,4 +32,4 @@ pub use resolve::{ResolveError, Resolved};
 pub use resolver::{Clock, Parts, Resolver};
 pub use rules::{AllowedHosts, Directory, Guest, INSTANCES_DOMAIN};
 pub use server::serve;
-pub use upstream::{Upstream, UpstreamError, upstreams_of};
+pub use upstream::{Upstream, UpstreamError, UpstreamTimes, upstreams_of};

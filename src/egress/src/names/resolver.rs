@@ -64,7 +64,7 @@ pub(crate) enum Step {
     /// The guest asks too often; the bytes are the refusal, if one can be written.
     TooOften(Option<Vec<u8>>),
     /// An upstream resolver is asked; [`Resolver::finish`] waits for it.
-    Wait(Pending),
+    Wait(Box<Pending>),
 }
 
 /// A question whose answer comes from an upstream resolver.
@@ -192,14 +192,14 @@ impl Resolver {
             return reply(&question, checked.code, spelled(checked.records, &question.name));
         }
         match self.share(&asked) {
-            Some(share) => Step::Wait(Pending { question, asked, share }),
+            Some(share) => Step::Wait(Box::new(Pending { question, asked, share })),
             None => reply(&question, ResponseCode::ServFail, Vec::new()),
         }
     }
 
     /// Waits for an upstream resolver; returns the bytes of the answer, or `None` if none can be written.
-    pub(crate) async fn finish(self: Arc<Self>, pending: Pending) -> Option<Vec<u8>> {
-        let Pending { question, asked, share } = pending;
+    pub(crate) async fn finish(self: Arc<Self>, pending: Box<Pending>) -> Option<Vec<u8>> {
+        let Pending { question, asked, share } = *pending;
         let (answer, left) = self.ask(&asked, share).await;
         let checked = self.check(&asked, &answer, left);
         question.reply(checked.code, spelled(checked.records, &question.name))

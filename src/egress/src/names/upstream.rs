@@ -1,11 +1,12 @@
 //! The upstream resolvers: which they are, and how they are asked.
 //!
 //! Guarantees: each question has a random port, a random id and random case, and an answer that lacks one of them is
-//! not believed; a truncated answer is asked for again by TCP; a question ends within [`ANSWER_TIMEOUT`]. The library
+//! not believed; a truncated answer is asked for again by TCP; a question ends within a time limit. The library
 //! keeps no answers of its own, so that those of the cache are the only ones. An upstream resolver that is ourselves
 //! is refused; a loop by way of others ends here too, because only guests are answered.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_resolver::TokioResolver;
@@ -77,10 +78,26 @@ fn is_reached_at(own: SocketAddr, ip: IpAddr, port: u16) -> bool {
     own.port() == port && is_local
 }
 
+/// Times for which upstream resolvers are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamTimes {
+    /// Time for one attempt; there are two.
+    pub attempt: Duration,
+    /// Time for an answer, with all attempts and aliases.
+    pub answer: Duration,
+}
+
+impl Default for UpstreamTimes {
+    fn default() -> Self {
+        Self { attempt: UPSTREAM_TIMEOUT, answer: ANSWER_TIMEOUT }
+    }
+}
+
 /// The upstream resolvers.
 #[derive(Debug, Clone)]
 pub struct Upstream {
     resolver: TokioResolver,
+    answer_time: Duration,
 }
 
 impl Upstream {
@@ -88,7 +105,11 @@ impl Upstream {
     ///
     /// # Errors
     /// If there is none, there are too many, or one is this resolver itself or not the address of one host.
-    pub fn new(addresses: &[SocketAddr], own: &[SocketAddr]) -> Result<Self, UpstreamError> {
+    pub fn new(
+        addresses: &[SocketAddr],
+        own: &[SocketAddr],
+        times: UpstreamTimes,
+    ) -> Result<Self, UpstreamError> {
         check(addresses, own)?;
         let servers = addresses.iter().map(|address| {
             let mut server = NameServerConfig::udp_and_tcp(address.ip());
@@ -99,15 +120,15 @@ impl Upstream {
         });
         let config = ResolverConfig::from_name_servers(servers.collect());
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        configure(builder.options_mut());
+        configure(builder.options_mut(), times);
         let resolver = builder.build().map_err(|error| UpstreamError::Library(Box::new(error)))?;
-        Ok(Self { resolver })
+        Ok(Self { resolver, answer_time: times.answer })
     }
 
     /// Asks, and returns the answer, which is a failure if nobody gives one in time.
     pub(crate) async fn ask(&self, key: &Key) -> Answer {
         let asked = self.resolver.lookup(key.name.clone(), key.record_type);
-        match timeout(ANSWER_TIMEOUT, asked).await {
+        match timeout(self.answer_time, asked).await {
             Ok(Ok(lookup)) => Answer::from_records(key, lookup.answers()),
             Ok(Err(error)) => absence(&error).unwrap_or_else(|| {
                 tracing::debug!(%error, "an upstream resolver gave no answer");
@@ -118,8 +139,8 @@ impl Upstream {
     }
 }
 
-fn configure(options: &mut ResolverOpts) {
-    options.timeout = UPSTREAM_TIMEOUT;
+fn configure(options: &mut ResolverOpts, times: UpstreamTimes) {
+    options.timeout = times.attempt;
     options.attempts = UPSTREAM_RETRIES;
     options.max_active_requests = UPSTREAM_TCP_QUESTIONS_MAX;
     options.cache_size = 0;

@@ -1,7 +1,6 @@
 //! A test of a process that has no descriptors left. It runs in a process of its own, which has few of them.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ async fn without_descriptors() {
     client.send(&known).await;
     assert_eq!(client.receive().await.metadata.response_code, ResponseCode::NoError);
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((Ipv4Addr::from(LISTED), 0).into()).expect("an address of loopback");
+    socket.bind((LISTED, 0).into()).expect("an address of loopback");
     let taken: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
     assert!(!taken.is_empty());
 

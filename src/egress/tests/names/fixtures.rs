@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
-use stead_egress::names::{AllowedHosts, Directory, Event, Guest, Parts, Reason, Resolver, Upstream, serve};
+use stead_egress::names::{
+    AllowedHosts, Directory, Event, Guest, Parts, Reason, Resolver, Upstream, UpstreamTimes, serve,
+};
 use stead_schemas::egress::HostName;
 use stead_schemas::egress::addresses::AddressRules;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,8 +85,17 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Fixture {
-    /// Starts a resolver whose upstream server does what the script says.
+    /// Starts a resolver whose upstream server does what the script requires.
     pub(crate) async fn start(script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        // A machine may be so busy that an answer takes seconds.
+        let times = UpstreamTimes { attempt: PATIENCE, answer: PATIENCE };
+        Self::start_with(times, script).await
+    }
+
+    pub(crate) async fn start_with(
+        times: UpstreamTimes,
+        script: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static,
+    ) -> Self {
         let authority = Authority::start(script).await;
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
@@ -94,7 +105,7 @@ impl Fixture {
         let parts = Parts {
             directory: Arc::new(Tables),
             addresses: Arc::new(AddressRules::default()),
-            upstream: Upstream::new(&[authority.address], &own).expect("it is another server"),
+            upstream: Upstream::new(&[authority.address], &own, times).expect("it is another server"),
             on_event: Arc::new(move |event| lock(&reported).push(event)),
             clock: Arc::new(move || start + *lock(&clock)),
         };
