@@ -22,6 +22,13 @@ pub(crate) fn host_of(name: &Name) -> Option<HostName> {
     host.parse().ok()
 }
 
+/// Returns the name of a host, or `None` if the library does not take it.
+pub(crate) fn name_of(host: &HostName) -> Option<Name> {
+    let mut name = Name::from_labels(host.labels().map(str::as_bytes)).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
 /// The labels of names by which hosts of IPv4 are found by their addresses.
 const REVERSE_ENDING: &str = ".in-addr.arpa";
 /// Number of bytes of an address, each a label of such a name.
@@ -60,21 +67,23 @@ mod tests {
     }
 
     #[test]
+    fn every_host_has_a_name() {
+        for text in ["api.example.com", "_a.my_host.example.com", "a--b.example", &"a.".repeat(126)] {
+            let host: HostName = text.parse().expect("a host");
+            assert_eq!(name_of(&host).as_ref().and_then(host_of), Some(host));
+        }
+    }
+
+    #[test]
     fn a_name_that_is_no_host_has_no_spelling() {
-        let names = [
-            ".",
-            "1.2.3.4.",
-            "2130706433.",
-            "0x7f.1.",
-            "a.0x7f.",
-            "127.1.",
-            "*.example.com.",
-            "a\\032b.c.",
-            "a\\.b.c.",
-            "-a.example.",
-        ];
-        for name in names {
+        for name in [".", "1.2.3.4.", "2130706433.", "0x7f.1.", "a.0x7f.", "127.1.", "*.example.com."] {
             assert_eq!(host(name), None, "{name}");
+        }
+        for label in
+            [&b"a b"[..], b"a.b", b"a\0b", b"\xff", "\u{fc}".as_bytes(), b"a/b", b"a@b", b"a:1", b"-a"]
+        {
+            let name = Name::from_labels([label, b"example", b"com"]).expect("short");
+            assert_eq!(host_of(&name), None, "{label:?}");
         }
     }
 

@@ -38,12 +38,12 @@ pub(crate) const LOCAL_TTL_SECS: u32 = 5;
 
 /// Largest number of answers in the cache.
 pub(crate) const CACHE_ENTRIES_MAX: usize = 16_384;
-/// Largest size of the cache, in bytes by the estimate of an entry.
-pub(crate) const CACHE_BYTES_MAX: usize = 8 << 20;
+/// Largest size of the cache, in bytes by the estimate of an entry: 16,384 answers with one address have 13 MB.
+pub(crate) const CACHE_BYTES_MAX: usize = 16 << 20;
 /// Largest number of answers in the cache that one guest caused: programs use some hundreds of hosts.
 pub(crate) const CACHE_ENTRIES_PER_GUEST_MAX: usize = 1024;
-/// Largest part of the cache that one guest caused, in bytes.
-pub(crate) const CACHE_BYTES_PER_GUEST_MAX: usize = 512 << 10;
+/// Largest part of the cache that one guest caused, in bytes: 1,024 answers with one address have 0.8 MB.
+pub(crate) const CACHE_BYTES_PER_GUEST_MAX: usize = 1 << 20;
 /// Largest answer that is kept, in bytes. A larger one is forwarded and forgotten.
 pub(crate) const CACHE_ENTRY_BYTES_MAX: usize = 16 << 10;
 

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::rr::RecordType;
 use stead_schemas::egress::HostName;
 
 use super::answer::Key;
 use super::guard::address_of;
+use super::host::name_of;
 use super::limits::LOCAL_TTL_SECS;
 use super::report::Reason;
 use super::resolver::{Asked, Checked, Resolver};
@@ -52,9 +53,7 @@ impl Resolver {
     pub async fn resolve(self: &Arc<Self>, guest: IpAddr, host: &HostName) -> Result<Resolved, ResolveError> {
         self.counters().resolutions.add_one();
         let rights = self.guest(guest).ok_or(ResolveError::NotAGuest)?;
-        let mut name =
-            Name::from_ascii(host.as_str()).map_err(|_| ResolveError::NotAllowed(Reason::NotAHost))?;
-        name.set_fqdn(true);
+        let name = name_of(host).ok_or(ResolveError::NotAllowed(Reason::NotAHost))?;
         let key = Key { name, record_type: RecordType::A };
         match self.decide(guest, &rights, &key) {
             Decision::Forward => self.resolve_outside(guest, &rights, key).await,

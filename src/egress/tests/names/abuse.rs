@@ -44,7 +44,7 @@ async fn row_22_with_a_list_names_of_a_tunnel_reach_nobody() {
         "t.evil.org.".to_owned(),
         "evilexample.com.".to_owned(),
         "example.com.evil.org.".to_owned(),
-        "\\001\\002.t.example.com.".to_owned(),
+        "a?b.t.example.com.".to_owned(),
         "tunnel.".to_owned(),
     ];
     for name in &names {

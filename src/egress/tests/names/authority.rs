@@ -177,8 +177,13 @@ async fn connection(served: Served, mut stream: TcpStream, source: SocketAddr) {
     }
 }
 
+/// A name of these labels; a question mark stands for a byte that no host has.
 pub(crate) fn name(text: &str) -> Name {
-    Name::from_ascii(text).expect("a name")
+    let labels = text.split('.').filter(|label| !label.is_empty());
+    let mut name =
+        Name::from_labels(labels.map(|label| label.replace('?', "\0").into_bytes())).expect("short");
+    name.set_fqdn(true);
+    name
 }
 
 pub(crate) fn host(owner: &str, address: &str, ttl: u32) -> Record {
