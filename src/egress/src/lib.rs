@@ -1,4 +1,5 @@
-//! The proxy of mediated egress: it carries the connections of guests and injects credentials.
+//! Mediated egress: the proxy, which carries the connections of guests and injects credentials, and the resolver of
+//! their names.
 //!
 //! Guarantees: a guest reaches only hosts that its policy allows, at addresses that were checked; the value of
 //! a credential is sent only over TLS, only to a host whose certificate was verified and whose name matches;
@@ -16,6 +17,7 @@ mod http;
 mod intercept;
 mod listeners;
 mod mask;
+pub mod names;
 mod peek;
 mod policies;
 mod progress;
