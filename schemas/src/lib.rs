@@ -4,6 +4,7 @@
 //! input are reported together, each with its field's path.
 //! Never: performs I/O, reads a clock, draws a random number, or depends on another crate of this project.
 
+pub mod addresses;
 #[cfg(feature = "wire")]
 pub mod api;
 pub mod budget;

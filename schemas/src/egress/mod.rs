@@ -3,7 +3,6 @@
 //! Guarantees: hosts are compared in one normal form only; a decision is a pure function of a policy and a
 //! host; a credential's value is in a [`Secret`](crate::instance::Secret) wherever it is.
 
-pub mod addresses;
 mod audit;
 mod authority;
 mod credential;

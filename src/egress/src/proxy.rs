@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
-use stead_schemas::egress::addresses::AddressRules;
+use stead_schemas::addresses::AddressRules;
 use stead_schemas::limits::EGRESS_CONNECTIONS_MAX;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;

@@ -9,8 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use stead_schemas::addresses::{AddressClass, classify};
 
 /// An entry of `registry_allow`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,58 +80,8 @@ impl Guard {
             Allowed::Network(network) => network.contains(&address),
             Allowed::Host { .. } => false,
         });
-        if is_listed || (is_public(address) && !is_own(address)) { Ok(()) } else { Err(Forbidden) }
-    }
-}
-
-/// IPv4 networks that are not public: "this network", private, shared (carriers), loopback, link-local (cloud
-/// metadata), protocol assignments, documentation, benchmarks, multicast and reserved.
-const LOCAL_V4: [([u8; 4], u8); 15] = [
-    ([0, 0, 0, 0], 8),
-    ([10, 0, 0, 0], 8),
-    ([100, 64, 0, 0], 10),
-    ([127, 0, 0, 0], 8),
-    ([169, 254, 0, 0], 16),
-    ([172, 16, 0, 0], 12),
-    ([192, 0, 0, 0], 24),
-    ([192, 0, 2, 0], 24),
-    ([192, 88, 99, 0], 24),
-    ([192, 168, 0, 0], 16),
-    ([198, 18, 0, 0], 15),
-    ([198, 51, 100, 0], 24),
-    ([203, 0, 113, 0], 24),
-    ([224, 0, 0, 0], 4),
-    ([240, 0, 0, 0], 4),
-];
-
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => is_public_v6(address),
-    }
-}
-
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    !LOCAL_V4.iter().any(|(network, length)| {
-        Ipv4Net::new((*network).into(), *length).is_ok_and(|network| network.contains(&address))
-    })
-}
-
-/// Returns `true` for global unicast addresses (2000::/3), except those for documentation and those that embed an
-/// IPv4 address that is not public.
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    let words = address.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        Ipv4Addr::new(a, b, c, d)
-    };
-    match words {
-        // These are NAT64 and 6to4.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(embedded(high, low)),
-        [0x2002, high, low, ..] => is_public_v4(embedded(high, low)),
-        // These are Teredo, ORCHID and other protocol assignments, and documentation.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
-        [first, ..] => first & 0xe000 == 0x2000,
+        let is_public = classify(address) == AddressClass::Public;
+        if is_listed || (is_public && !is_own(address)) { Ok(()) } else { Err(Forbidden) }
     }
 }
 
@@ -194,6 +145,9 @@ mod tests {
             "172.16.0.1",
             "172.31.255.255",
             "192.168.1.1",
+            "168.63.129.16",
+            "192.0.2.1",
+            "203.0.113.1",
             "100.64.0.1",
             "100.127.255.255",
             "169.254.169.254",

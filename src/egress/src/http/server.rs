@@ -2,8 +2,9 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
+use futures::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -39,27 +40,9 @@ where
     // The time limit of heads is `progress`, which does not count the time between requests.
     builder.max_buf_size(EGRESS_HEAD_BYTES_MAX).max_header_size(EGRESS_HEAD_BYTES_MAX);
     builder.header_read_timeout(None);
-    let service = service_fn(|request| {
-        let answer = service(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
-    let (mut cut, mut closed) = (pin!(cut), pin!(closed));
-    let mut is_closing = false;
-    loop {
-        // Only the connection does work; the other arms wait and may be dropped.
-        tokio::select! {
-            biased;
-            () = &mut cut => return Err(Reason::PolicyChanged),
-            ended = &mut connection => return ended.map_err(|error| reason_of(&error)),
-            () = &mut closed, if !is_closing => {
-                is_closing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = progress.head_late() => return Err(Reason::HeadTimeout),
-            () = progress.stalled(EGRESS_IDLE_MAX) => return Err(Reason::Idle),
-        }
-    }
+    let service = service_fn(|request| service(request).map(Ok::<_, Infallible>));
+    let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+    drive(connection, |connection| connection.graceful_shutdown(), progress, cut, closed).await
 }
 
 /// Serves HTTP/2, like [`serve_http1`]; the tasks of streams end with the life.
@@ -84,22 +67,33 @@ where
     builder.max_header_list_size(u32::try_from(EGRESS_HEAD_BYTES_MAX).unwrap_or(u32::MAX));
     builder.initial_stream_window_size(STREAM_WINDOW_BYTES).max_send_buf_size(SEND_BUFFER_BYTES);
     builder.initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    let service = service_fn(|request| {
-        let answer = service(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    let (mut cut, mut closed) = (pin!(cut), pin!(closed));
+    let service = service_fn(|request| service(request).map(Ok::<_, Infallible>));
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    drive(connection, |connection| connection.graceful_shutdown(), progress, cut, closed).await
+}
+
+/// Drives a connection to its end.
+async fn drive<Connection: Future<Output = hyper::Result<()>>>(
+    connection: Connection,
+    shut_down: impl Fn(Pin<&mut Connection>),
+    progress: &Progress,
+    cut: impl Future<Output = ()>,
+    closed: impl Future<Output = ()>,
+) -> Result<(), Reason> {
+    let (mut connection, mut cut, mut closed) = (pin!(connection), pin!(cut), pin!(closed));
     let mut is_closing = false;
     loop {
+        // Only the connection does work; the other arms wait and may be dropped.
         tokio::select! {
             biased;
             () = &mut cut => return Err(Reason::PolicyChanged),
             ended = &mut connection => return ended.map_err(|error| reason_of(&error)),
             () = &mut closed, if !is_closing => {
                 is_closing = true;
-                connection.as_mut().graceful_shutdown();
+                shut_down(connection.as_mut());
             }
+            // A connection of HTTP/2 is always busy, so that this never ends it.
+            () = progress.head_late() => return Err(Reason::HeadTimeout),
             () = progress.stalled(EGRESS_IDLE_MAX) => return Err(Reason::Idle),
         }
     }

@@ -104,8 +104,8 @@ mod tests {
     use std::sync::{Mutex, PoisonError};
 
     use rustls::RootCertStore;
+    use stead_schemas::addresses::AddressRules;
     use stead_schemas::egress::HostName;
-    use stead_schemas::egress::addresses::AddressRules;
     use tokio::io::AsyncReadExt;
 
     use super::*;

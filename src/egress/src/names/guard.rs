@@ -6,12 +6,12 @@
 use std::net::IpAddr;
 
 use hickory_proto::rr::{RData, Record};
-use stead_schemas::egress::addresses::AddressRules;
+use stead_schemas::addresses::AddressRules;
 
-/// The caller's filter of addresses.
+/// The caller's filter of the addresses that guests may reach by a name.
 ///
-/// It decides what a guest may reach by a name: no private, loopback or link-local address, none of the host's own,
-/// and no other form of them (mapped, translated). It is asked at each answer, and must not block.
+/// An implementation refuses private, loopback and link-local addresses, those of the host, and every other form of
+/// them (mapped, translated). The resolver calls it for each answer, so that it must not block.
 pub trait Addresses: Send + Sync {
     fn may_reach(&self, guest: IpAddr, address: IpAddr) -> bool;
 }
@@ -29,7 +29,7 @@ pub(crate) struct Guarded {
     pub(crate) records: Vec<Record>,
     /// The first address that was removed.
     pub(crate) removed: Option<IpAddr>,
-    /// Addresses were removed, and none is left.
+    /// True if addresses were removed and none is left.
     pub(crate) is_denied: bool,
 }
 

@@ -49,7 +49,7 @@ impl Resolver {
     /// Returns the IPv4 addresses of a host that a guest may reach.
     ///
     /// # Errors
-    /// If the guest may not use the host, the host has no such address, or nobody answers in time.
+    /// Fails if the guest may not use the host, the host has no such address, or nobody answers in time.
     pub async fn resolve(self: &Arc<Self>, guest: IpAddr, host: &HostName) -> Result<Resolved, ResolveError> {
         self.counters().resolutions.add_one();
         let rights = self.guest(guest).ok_or(ResolveError::NotAGuest)?;

@@ -104,7 +104,7 @@ impl Upstream {
     /// Prepares to ask the resolvers with these addresses; `own` are the addresses at which this resolver is asked.
     ///
     /// # Errors
-    /// If there is none, there are too many, or one is this resolver itself or not the address of one host.
+    /// Fails if there is none, there are too many, or one is this resolver itself or not the address of one host.
     pub fn new(
         addresses: &[SocketAddr],
         own: &[SocketAddr],

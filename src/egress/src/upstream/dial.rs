@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use stead_schemas::egress::addresses::AddressRules;
+use stead_schemas::addresses::AddressRules;
 use stead_schemas::egress::{Host, Reason};
 use stead_schemas::limits::{EGRESS_ADDRESSES_MAX, EGRESS_CONNECT_TIMEOUT};
 use tokio::net::TcpStream;

@@ -11,8 +11,8 @@ use hickory_proto::rr::{RData, RecordType};
 use stead_egress::names::{
     AllowedHosts, Directory, Event, Guest, Parts, Reason, Resolver, Upstream, UpstreamTimes, serve,
 };
+use stead_schemas::addresses::AddressRules;
 use stead_schemas::egress::HostName;
-use stead_schemas::egress::addresses::AddressRules;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;

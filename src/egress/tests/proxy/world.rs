@@ -13,7 +13,7 @@ use stead_egress::{
     Addresses, AuditLines, AuditLog, Destinations, Names, NamesError, Proxy, ProxyConfig, generate_authority,
     serve_captured, serve_explicit,
 };
-use stead_schemas::egress::addresses::AddressRules;
+use stead_schemas::addresses::AddressRules;
 use stead_schemas::egress::{
     AuditLine, CertificateAuthority, EgressMode, HostName, Injection, Policy, PolicyCredential, Target,
 };

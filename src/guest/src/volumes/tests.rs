@@ -102,9 +102,7 @@ impl Guest {
         let path = self.path(path);
         report.problems.get(path.to_str().expect("text")).unwrap_or_else(|| panic!("{report:?}")).clone()
     }
-}
 
-impl Guest {
     /// Attempts until the problem at a path is this one. A search for processes is given up on a busy machine.
     fn until_problem(&self, requested: &[VolumeMount], path: &str, expected: &str) {
         until(expected, || self.problem(requested, path) == expected);

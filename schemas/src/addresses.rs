@@ -1,7 +1,7 @@
-//! Addresses that guests may reach through this host.
+//! Classes of addresses, and those that guests may reach through this host.
 //!
 //! Guarantees: an address is judged by every address that it contains: IPv4 in IPv6, NAT64, 6to4 and Teredo
-//! are decoded. Addresses of documentation count as public: they lead nowhere, and tests use them.
+//! are decoded.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +21,7 @@ pub enum AddressClass {
     /// A service of a cloud that gives secrets to the host.
     Metadata,
     Benchmarking,
+    Documentation,
     Multicast,
     Reserved,
     /// An address of this host.
@@ -54,6 +55,7 @@ fn classify_v4(address: Ipv4Addr) -> AddressClass {
         [100, 64..=127, ..] => AddressClass::Shared,
         [169, 254, ..] => AddressClass::LinkLocal,
         [198, 18 | 19, ..] => AddressClass::Benchmarking,
+        [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => AddressClass::Documentation,
         [224..=239, ..] => AddressClass::Multicast,
         // "This network", protocol assignments, the anycast relay of 6to4, and the reserved rest with broadcast.
         [0, ..] | [192, 0, 0, _] | [192, 88, 99, _] | [240..=255, ..] => AddressClass::Reserved,
@@ -79,6 +81,7 @@ fn classify_v6(address: Ipv6Addr) -> AddressClass {
         [0xfec0..=0xfeff, ..] => AddressClass::Private,
         [0xff00..=0xffff, ..] => AddressClass::Multicast,
         [0x2001, 2, 0, ..] => AddressClass::Benchmarking,
+        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => AddressClass::Documentation,
         // Teredo and 6to4 with public addresses.
         [0x2001, 0, ..] | [0x2002, ..] => AddressClass::Public,
         // ORCHID and other protocol assignments.
@@ -134,7 +137,8 @@ impl AddressRules {
             return Err(AddressClass::Own);
         }
         match classify(address) {
-            AddressClass::Public => Ok(()),
+            // Addresses of documentation lead nowhere, and tests use them.
+            AddressClass::Public | AddressClass::Documentation => Ok(()),
             class => Err(class),
         }
     }
@@ -151,17 +155,21 @@ mod tests {
     #[test]
     fn addresses_have_the_class_of_what_they_lead_to() {
         use AddressClass::{
-            Benchmarking, LinkLocal, Loopback, Metadata, Multicast, Private, Public, Reserved, Shared,
-            Unspecified,
+            Benchmarking, Documentation, LinkLocal, Loopback, Metadata, Multicast, Private, Public, Reserved,
+            Shared, Unspecified,
         };
         for (text, class) in [
             ("1.1.1.1", Public),
             ("172.32.0.1", Public),
             ("100.128.0.1", Public),
-            ("203.0.113.7", Public),
-            ("198.51.100.7", Public),
+            ("203.0.113.7", Documentation),
+            ("198.51.100.7", Documentation),
+            ("192.0.2.7", Documentation),
+            ("192.0.3.7", Public),
             ("2606:4700::1111", Public),
-            ("2001:db8::1", Public),
+            ("2001:db8::1", Documentation),
+            ("3fff:fff::1", Documentation),
+            ("3fff:1000::1", Public),
             ("64:ff9b::101:101", Public),
             ("2002:101:101::", Public),
             ("0.0.0.0", Unspecified),
@@ -221,6 +229,7 @@ mod tests {
             assert_eq!(rules.check(address(text)), Err(AddressClass::Own), "{text}");
         }
         assert_eq!(rules.check(address("1.2.3.5")), Ok(()));
+        assert_eq!(rules.check(address("203.0.113.7")), Ok(()));
     }
 
     #[test]
