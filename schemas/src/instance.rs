@@ -12,6 +12,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::compression::{DesiredCompression, SnapshotPolicy};
 use crate::condition::Condition;
+use crate::egress::EgressSpec;
 use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
@@ -56,6 +57,9 @@ pub struct InstanceSpec {
     #[serde(default)]
     pub rates: Rates,
     pub env: BTreeMap<String, Secret>,
+    /// Mediated egress: `None` for a guest that reaches the outside by itself.
+    #[serde(default)]
+    pub egress: Option<EgressSpec>,
     /// The entrypoint that replaces the image's entrypoint, and then the image's cmd too.
     pub entrypoint: Option<Vec<String>>,
     /// The command that replaces the image's cmd.

@@ -29,6 +29,7 @@ impl Kind for Instance {
         WokenBy::Departure { left: Role::Reads, waits: Role::Writes },
         WokenBy::Departure { left: Role::Copies, waits: Role::Writes },
         WokenBy::Departure { left: Role::Holds, waits: Role::AwaitsRoom },
+        WokenBy::Referrer(Role::Mediates),
     ];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {

@@ -23,6 +23,7 @@ pub mod ingress;
 pub mod instance;
 mod instance_kind;
 pub mod limits;
+pub mod mediation;
 pub mod meta;
 pub mod names;
 pub mod network;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
+use crate::egress::{EgressMode, EgressSpec};
 use crate::meta::{Kind, Object};
 use crate::names::{LinkName, NameError, Uid};
 use crate::numbers::Generation;
@@ -114,6 +115,30 @@ pub struct NicSpec {
     pub has_queues: bool,
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    #[serde(default)]
+    pub lane: Lane,
+}
+
+/// The way by which a guest's packets leave the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// The guest reaches public addresses by itself.
+    #[default]
+    Direct,
+    /// HTTP and HTTPS pass through the mediator, and everything else leaves by itself.
+    Web,
+    /// Nothing leaves but what the mediator carries.
+    All,
+}
+
+impl From<&EgressSpec> for Lane {
+    fn from(egress: &EgressSpec) -> Self {
+        match egress.mode {
+            EgressMode::All => Self::All,
+            EgressMode::HttpHttpsOnly => Self::Web,
+        }
+    }
 }
 
 /// The limits of a network card's traffic, in bytes per second. `None` means no limit.

@@ -76,6 +76,10 @@ pub enum Role {
     AwaitsRoom,
     /// A reference from an ingress to a port that its rules are served at.
     Serves,
+    /// A reference from a policy of mediated egress to its instance.
+    Mediates,
+    /// A reference from a policy of mediated egress to the process that applies it.
+    MediatedBy,
 }
 
 /// A change of one object that wakes another. Each kind declares which changes wake its objects

@@ -5,6 +5,7 @@
 
 mod audit;
 mod authority;
+mod control;
 mod credential;
 mod header;
 mod host;
@@ -14,10 +15,12 @@ mod placeholder;
 mod policy;
 mod reason;
 mod selection;
+mod spec;
 mod validation;
 
 pub use audit::{AuditLine, TlsUse};
 pub use authority::Authority;
+pub use control::{ControlReply, ControlRequest, MediatorPorts, MediatorSettings, MediatorState};
 pub use credential::{Credential, Injection, Source, Target};
 pub use header::{Format, InjectedHeader};
 pub use host::Host;
@@ -27,4 +30,5 @@ pub use placeholder::{placeholder, placeholders_in};
 pub use policy::{CertificateAuthority, EgressMode, Enforcement, Policy, PolicyCredential, Route};
 pub use reason::{Decision, Reason};
 pub use selection::{Selected, select};
+pub use spec::EgressSpec;
 pub use validation::{AskedCredential, AskedEgress, AskedInjection, allow_hosts, credentials, requirements};

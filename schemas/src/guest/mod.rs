@@ -73,6 +73,9 @@ pub struct Config {
     /// The volumes, in the order in which they are mounted.
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
+    /// Mediated egress; `None` for a guest that reaches the outside by itself, and from hosts of earlier versions.
+    #[serde(default)]
+    pub egress: Option<EgressConfig>,
     pub has_agent: bool,
     /// Hotplug memory of the machine, in bytes: the guest reports how much of it is in use.
     #[serde(default)]
@@ -80,6 +83,15 @@ pub struct Config {
     /// Identifies the instance and its incarnation; the guest repeats it in its state.
     #[serde(default)]
     pub incarnation: String,
+}
+
+/// The parts of mediated egress that programs in the guest have to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressConfig {
+    /// URL of the proxy, such as `http://10.100.0.1:18080`.
+    pub proxy: String,
+    /// Certificate in PEM of the authority that programs have to trust; `None` if no connection is intercepted.
+    pub certificate: Option<String>,
 }
 
 /// A volume in the guest; disks are named by their serial numbers.
