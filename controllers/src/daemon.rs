@@ -12,6 +12,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
+use stead_schemas::mediation::{Mediation, Mediator};
 use stead_schemas::network::{Network, Nic};
 use stead_schemas::node::Node;
 use stead_schemas::schedule::SnapshotSchedule;
@@ -23,6 +24,8 @@ use crate::disk::DiskReconciler;
 use crate::host::Host;
 use crate::image::{self, ImageReconciler};
 use crate::ingress::IngressReconciler;
+use crate::mediation::MediationReconciler;
+use crate::mediator::MediatorReconciler;
 use crate::network::NetworkReconciler;
 use crate::nic::NicReconciler;
 use crate::node::{self, NodeReconciler};
@@ -47,6 +50,8 @@ pub fn kinds() -> Kinds {
         .with::<Volume>()
         .with::<Ingress>()
         .with::<Node>()
+        .with::<Mediator>()
+        .with::<Mediation>()
 }
 
 /// The handles by which monitors of the host report changes, by kind.
@@ -59,6 +64,7 @@ pub struct Drifts {
     pub instances: Drift,
     pub snapshots: Drift,
     pub ingresses: Drift,
+    pub mediators: Drift,
 }
 
 /// The settings that all runners share.
@@ -113,6 +119,8 @@ impl Controllers {
         let for_image_space = store();
         let node = runner(settings, 10, NodeReconciler { host: host() })
             .map(move |event| node::of_image_change(&for_image_space, event));
+        let mediator = runner(settings, 11, MediatorReconciler { host: host(), store: store() });
+        let mediation = runner(settings, 12, MediationReconciler { host: host(), store: store() });
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),
@@ -121,6 +129,7 @@ impl Controllers {
             instances: vm.drift(),
             snapshots: snapshot.drift(),
             ingresses: ingress.drift(),
+            mediators: mediator.drift(),
         };
         let runners = vec![
             boxed(image),
@@ -133,6 +142,8 @@ impl Controllers {
             boxed(volume),
             boxed(ingress),
             boxed(node),
+            boxed(mediator),
+            boxed(mediation),
         ];
         (Self { runners }, drifts)
     }

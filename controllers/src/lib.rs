@@ -10,6 +10,8 @@ pub mod disk;
 pub mod host;
 pub mod image;
 pub mod ingress;
+pub mod mediation;
+pub mod mediator;
 pub mod network;
 pub mod nic;
 pub mod node;

@@ -60,6 +60,8 @@ pub enum Reason {
     WaitingForDisk,
     WaitingForSnapshot,
     WaitingForNetwork,
+    /// The process that carries the instance's connections to the outside is not ready, or has not its policy yet.
+    WaitingForEgress,
     /// The instance's VM is down, so this object is not needed.
     NotNeeded,
     WaitingForGuest,

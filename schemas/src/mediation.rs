@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
@@ -47,6 +48,12 @@ pub struct MediatorStatus {
     /// Number of processes that were started so far.
     #[serde(default)]
     pub launches: u64,
+    /// Time of the last start.
+    #[serde(default)]
+    pub launched_at: Option<Timestamp>,
+    /// Number of processes in a row that ended soon after their start, before the present one.
+    #[serde(default)]
+    pub short_lives: u32,
 }
 
 /// The kind of policies of instances, each owned by the network card whose traffic it governs.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::egress::{EgressMode, EgressSpec};
+use crate::egress::{EgressMode, EgressSpec, MediatorSettings};
 use crate::meta::{Kind, Object};
 use crate::names::{LinkName, NameError, Uid};
 use crate::numbers::Generation;
@@ -45,6 +45,17 @@ pub struct NetworkSpec {
     pub table: String,
     #[serde(default)]
     pub reach: GuestReach,
+    /// The process that carries mediated egress; `None` in records of earlier versions.
+    #[serde(default)]
+    pub mediator: Option<MediatorGate>,
+}
+
+/// The firewall's side of the process that carries mediated egress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediatorGate {
+    pub settings: MediatorSettings,
+    /// User id of the process.
+    pub user: u32,
 }
 
 /// The other entries of the guests' resolv.conf.

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
+use stead_controllers::mediator;
 use stead_controllers::network::admission;
 use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::{World, network_spec, node_spec};
+use stead_controllers::sim::{World, mediator_settings, network_spec, node_spec};
 use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
+use stead_schemas::mediation::Mediator;
 use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, NetworkSpec, Nic};
 use stead_schemas::snapshot::Snapshot;
@@ -69,6 +71,8 @@ impl Daemon {
         let declared = store.transact(move |tx| admission::declare_network(tx, network)).await;
         declared.expect("the network is declared");
         store.transact(|tx| node::admission::declare(tx, node_spec())).await.expect("the node is declared");
+        let declared = store.transact(|tx| mediator::admission::declare(tx, mediator_settings())).await;
+        declared.expect("the mediator is declared");
         let settings = Settings {
             store: store.clone(),
             clock: host,
@@ -112,6 +116,7 @@ async fn listen(world: World, drifts: Drifts, store: Store) {
             (&drifts.instances, store.get::<Instance>(uid).is_some()),
             (&drifts.snapshots, store.get::<Snapshot>(uid).is_some()),
             (&drifts.ingresses, store.get::<Ingress>(uid).is_some()),
+            (&drifts.mediators, store.get::<Mediator>(uid).is_some()),
         ]
     };
     let nobody: Uid = "nobody000000000000000000".parse().expect("valid");

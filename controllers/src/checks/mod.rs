@@ -7,6 +7,7 @@
 mod content;
 mod hypervisor;
 mod ingress;
+mod mediation;
 mod pending;
 mod policy;
 mod resources;
@@ -21,14 +22,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
+use stead_schemas::egress::Policy;
 use stead_schemas::health::Verdict;
 use stead_schemas::image::{Image, ImagePhase};
 use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::TAP_KEPT;
+use stead_schemas::mediation::{Mediation, Mediator};
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, LinkName, Uid};
-use stead_schemas::network::{Network, Nic};
+use stead_schemas::network::{Network, Nic, NicSpec};
 use stead_schemas::node::Node;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
@@ -42,8 +45,8 @@ use crate::host::{
     Shapers, Shaping, Snapshots, Vmms,
 };
 use crate::host::{
-    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, NicRule, ProbeSeen,
-    VmmState,
+    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, MediatorSeen, Memory,
+    NicRule, ProbeSeen, VmmState,
 };
 use crate::store::{Store, Unsettled};
 
@@ -60,6 +63,8 @@ pub struct Records {
     pub volumes: Vec<Arc<Object<Volume>>>,
     pub ingresses: Vec<Arc<Object<Ingress>>>,
     pub nodes: Vec<Arc<Object<Node>>>,
+    pub mediators: Vec<Arc<Object<Mediator>>>,
+    pub mediations: Vec<Arc<Object<Mediation>>>,
     /// The resources that all objects take, as the store keeps the sum and as a scan finds it.
     pub usage: Usage,
     pub scanned_usage: Usage,
@@ -94,6 +99,11 @@ pub struct HostSnapshot {
     pub listeners: Option<BTreeMap<u16, BTreeMap<Uid, Vec<IngressRule>>>>,
     /// The ports of other programs.
     pub taken_ports: BTreeSet<u16>,
+    pub mediators: BTreeMap<Uid, MediatorSeen>,
+    /// The policies in force; `None` where they cannot be read whole.
+    pub policies: Option<BTreeMap<Uid, Policy>>,
+    /// Owners of logs of mediated egress.
+    pub policy_logs: BTreeSet<Uid>,
 }
 
 impl Records {
@@ -110,6 +120,8 @@ impl Records {
             volumes: store.list::<Volume>(),
             ingresses: store.list::<Ingress>(),
             nodes: store.list::<Node>(),
+            mediators: store.list::<Mediator>(),
+            mediations: store.list::<Mediation>(),
             usage: store.usage(),
             scanned_usage: store.scanned_usage(),
             stale_references: store.stale_references(),
@@ -214,6 +226,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     content::failures(&mut broken, records);
     ingress::always(&mut broken, records, host);
     resources::always(&mut broken, records, host);
+    mediation::always(&mut broken, records, host);
     broken
 }
 
@@ -235,6 +248,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     content::forks(&mut broken, records, now);
     ingress::settled(&mut broken, records, host);
     wake::listeners(&mut broken, records, host);
+    mediation::settled(&mut broken, records, host);
     resources::settled(&mut broken, records);
     resources::limits(&mut broken, records, host);
     resources::memory(&mut broken, records, host, now);
@@ -459,7 +473,8 @@ fn is_kept(nic: &Object<Nic>, now: Timestamp) -> bool {
 }
 
 fn rule(nic: &Object<Nic>) -> NicRule {
-    NicRule { tap: nic.spec.tap.clone(), mac: nic.spec.mac, address: nic.spec.address }
+    let NicSpec { tap, mac, address, lane, .. } = nic.spec.clone();
+    NicRule { tap, mac, address, lane }
 }
 
 pub(crate) fn check_owner(

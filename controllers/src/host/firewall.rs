@@ -7,7 +7,7 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 
 use stead_schemas::names::LinkName;
-use stead_schemas::network::{Cidr, GuestReach, Mac};
+use stead_schemas::network::{Cidr, GuestReach, Lane, Mac, MediatorGate};
 
 use super::HostError;
 
@@ -23,14 +23,18 @@ pub struct FirewallRules {
     /// True if packets that neither come from a network of this program nor go to one are dropped, because
     /// the host forwards for guests only.
     pub is_for_guests_only: bool,
+    /// The process that carries mediated egress. Without it, mediated guests reach nothing.
+    pub mediator: Option<MediatorGate>,
 }
 
-/// The only combination of interface, hardware address and network address that is allowed to send.
+/// The only combination of interface, hardware address and network address that is allowed to send, and the way by which
+/// its packets leave the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NicRule {
     pub tap: LinkName,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    pub lane: Lane,
 }
 
 /// The loaded state of a table.
@@ -52,7 +56,7 @@ pub trait Firewall: Send + Sync + 'static {
     fn has_nic(&self, table: &str, nic: &NicRule) -> impl Future<Output = Result<bool, HostError>> + Send;
     /// Loads the base tables in one transaction and keeps the port rules that were loaded.
     fn replace(&self, rules: &FirewallRules) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Adds the rule of a port. The error is Missing if the table does not exist.
+    /// Adds the rule of a port, which replaces one with another lane. The error is Missing if the table does not exist.
     fn add_nic(&self, table: &str, nic: &NicRule) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes the rule of a port and its connection tracking entries. Returns `Ok` if the rule or its table
     /// is gone.

@@ -2,7 +2,7 @@
 
 use super::{
     Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Limits, Links, Listeners,
-    Memories, Probes, Shapers, Snapshots, Vmms, WakeListeners,
+    Mediators, Memories, Policies, Probes, Shapers, Snapshots, Vmms, WakeListeners,
 };
 
 /// A host: one port for each subject. Clones share what is behind the ports.
@@ -23,6 +23,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Flows: Flows;
     type WakeListeners: WakeListeners;
     type Listeners: Listeners;
+    type Mediators: Mediators;
+    type Policies: Policies;
     type Facts: Facts;
 
     fn vmms(&self) -> &Self::Vmms;
@@ -41,6 +43,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn flows(&self) -> &Self::Flows;
     fn wake_listeners(&self) -> &Self::WakeListeners;
     fn listeners(&self) -> &Self::Listeners;
+    fn mediators(&self) -> &Self::Mediators;
+    fn policies(&self) -> &Self::Policies;
     fn facts(&self) -> &Self::Facts;
 }
 
@@ -97,6 +101,8 @@ macro_rules! host {
             port!(Flows flows);
             port!(WakeListeners wake_listeners);
             port!(Listeners listeners);
+            port!(Mediators mediators);
+            port!(Policies policies);
             port!(Facts facts);
         }
     };

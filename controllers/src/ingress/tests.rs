@@ -275,6 +275,7 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
                 reach: Default::default(),
                 resolver: Default::default(),
                 mtu: None,
+                mediator: None,
             },
         })?;
         let address = "10.9.0.2".parse().expect("valid");
@@ -294,6 +295,7 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
                 class: 1,
                 has_queues: false,
                 bandwidth: Bandwidth::default(),
+                lane: Default::default(),
             },
         })?;
         let mut spec = crate::vm::example(power, 1, 0).spec;

@@ -148,6 +148,7 @@ fn update_segments(tx: &mut Tx<'_>, spec: &NetworkSpec) -> Result<(), Refused> {
         tx.update_spec::<Network>(&segment.meta.uid, None, |old| {
             old.dns.clone_from(&spec.dns);
             old.reach = spec.reach.clone();
+            old.mediator = spec.mediator.clone();
             old.resolver = spec.resolver.clone();
             old.mtu = spec.mtu;
         })?;
@@ -188,7 +189,7 @@ mod tests {
 
     use jiff::Timestamp;
     use stead_schemas::meta::{Object, OwnerRef};
-    use stead_schemas::network::Bandwidth;
+    use stead_schemas::network::{Bandwidth, Lane};
 
     use super::*;
     use crate::nic::admission::TapForm;
@@ -215,6 +216,7 @@ mod tests {
             reach: Default::default(),
             resolver: Default::default(),
             mtu: None,
+            mediator: None,
         }
     }
 
@@ -228,7 +230,12 @@ mod tests {
         let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
         let made = store.transact(move |tx| {
             let owner = OwnerRef { kind: "network".to_owned(), uid };
-            let form = TapForm { prefix: "st", has_queues: false, bandwidth: Bandwidth::default() };
+            let form = TapForm {
+                prefix: "st",
+                has_queues: false,
+                bandwidth: Bandwidth::default(),
+                lane: Lane::Direct,
+            };
             (0..count).try_for_each(|_| crate::nic::admission::create(tx, &owner, form).map(drop))
         });
         made.await.map_err(|error| match error {

@@ -105,5 +105,6 @@ fn rules(object: &Object<Network>, forwarding: Forwarding) -> FirewallRules {
         dns: spec.dns.clone(),
         reach: spec.reach.clone(),
         is_for_guests_only: forwarding != Forwarding::ByHost,
+        mediator: spec.mediator.clone(),
     }
 }

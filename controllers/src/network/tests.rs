@@ -51,6 +51,7 @@ fn object() -> Object<Network> {
         reach: Default::default(),
         resolver: Default::default(),
         mtu: None,
+        mediator: None,
     };
     Object { meta, spec, status: NetworkStatus::default() }
 }

@@ -1,12 +1,14 @@
 //! Admission of ports. Only the admission of instances makes ports.
 
+use stead_schemas::egress::EgressSpec;
 use stead_schemas::instance::{Hypervisor, Rates};
 use stead_schemas::meta::{Object, OwnerRef, Tags};
 use stead_schemas::names::{LinkName, Name, Uid};
-use stead_schemas::network::{Bandwidth, Mac, Nic, NicSpec};
+use stead_schemas::network::{Bandwidth, Lane, Mac, Nic, NicSpec};
 use stead_schemas::node::{Accelerator, Node};
 use stead_schemas::quantity::Rate;
 
+use crate::mediation::admission as mediations;
 use crate::network::admission as networks;
 use crate::node::admission as nodes;
 use crate::refused::Refused;
@@ -25,6 +27,7 @@ pub(crate) struct TapForm<'a> {
     /// True if the TAP can have several queues.
     pub(crate) has_queues: bool,
     pub(crate) bandwidth: Bandwidth,
+    pub(crate) lane: Lane,
 }
 
 impl<'a> TapForm<'a> {
@@ -40,12 +43,14 @@ impl<'a> TapForm<'a> {
         hypervisor: Hypervisor,
         vcpus: u32,
         rates: &Rates,
+        egress: Option<&EgressSpec>,
     ) -> Result<Self, Refused> {
         let node = nodes::local(tx)?;
         let is_executed = node.status.accelerator == Some(Accelerator::Kvm);
         let can_have = nodes::declared(&node, hypervisor)?.card_queues_max > 1;
         let has_queues = is_executed && can_have && vcpus > 1;
-        Ok(Self { prefix, has_queues, bandwidth: bandwidth(&node, rates, vcpus) })
+        let lane = egress.map(Lane::from).unwrap_or_default();
+        Ok(Self { prefix, has_queues, bandwidth: bandwidth(&node, rates, vcpus), lane })
     }
 }
 
@@ -64,10 +69,32 @@ pub(crate) fn create(tx: &mut Tx<'_>, owner: &OwnerRef, form: TapForm<'_>) -> Re
         class: class(tx, &uid)?,
         has_queues: form.has_queues,
         bandwidth: form.bandwidth,
+        lane: form.lane,
     };
     let name = Name::from(&uid);
-    let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
-    Ok(tx.create::<Nic>(new)?.meta.uid.clone())
+    let new = New { uid: Some(uid.clone()), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
+    tx.create::<Nic>(new)?;
+    if form.lane != Lane::Direct {
+        mediations::create(tx, &owner.uid, &uid, address)?;
+    }
+    Ok(uid)
+}
+
+/// Leads the traffic of a port as an instance with this egress needs it.
+pub(crate) fn lead(
+    tx: &mut Tx<'_>,
+    instance: &Uid,
+    nic: &Uid,
+    egress: Option<&EgressSpec>,
+) -> Result<(), Refused> {
+    let lane = egress.map(Lane::from).unwrap_or_default();
+    let Some(before) = tx.get::<Nic>(nic).filter(|before| before.spec.lane != lane) else { return Ok(()) };
+    tx.update_spec::<Nic>(nic, None, |spec| spec.lane = lane)?;
+    match (before.spec.lane, lane) {
+        (Lane::Direct, _) => mediations::create(tx, instance, nic, before.spec.address),
+        (_, Lane::Direct) => mediations::remove(tx, nic),
+        _ => Ok(()),
+    }
 }
 
 /// Changes the limits of a port to those of an instance with these rates and processors.

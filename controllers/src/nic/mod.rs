@@ -133,5 +133,5 @@ impl<H: Host> Reconciler for NicReconciler<H> {
 /// Returns the only combination of addresses that may send through the port's TAP.
 fn rule(object: &Object<Nic>) -> NicRule {
     let spec = &object.spec;
-    NicRule { tap: spec.tap.clone(), mac: spec.mac, address: spec.address }
+    NicRule { tap: spec.tap.clone(), mac: spec.mac, address: spec.address, lane: spec.lane }
 }

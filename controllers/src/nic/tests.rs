@@ -58,6 +58,7 @@ fn limited(bandwidth: Bandwidth) -> Object<Nic> {
         class: 1,
         has_queues: false,
         bandwidth,
+        lane: Default::default(),
     };
     Object { meta, spec, status: NicStatus::default() }
 }

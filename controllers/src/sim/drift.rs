@@ -41,11 +41,17 @@ pub enum Drift {
     LoseListener,
     /// The wall clock is set, forward or back.
     SetClock,
+    /// The process that carries mediated egress ends.
+    KillMediator,
+    /// It stops and does not answer any more.
+    StopMediator,
+    /// The program of the daemon is replaced, and not that of the process.
+    OutdateMediator,
     Reboot,
 }
 
 impl Drift {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::KillVmm,
         Self::RunOutOfMemory,
         Self::Unlimit,
@@ -65,6 +71,9 @@ impl Drift {
         Self::LeavePorts,
         Self::LoseListener,
         Self::SetClock,
+        Self::KillMediator,
+        Self::StopMediator,
+        Self::OutdateMediator,
         Self::Reboot,
     ];
 }
@@ -144,6 +153,9 @@ impl World {
             Drift::LeavePorts => state.taken_ports.clear(),
             Drift::LoseListener => state.lose_listener(pick),
             Drift::SetClock => steps_clock_by = CLOCK_STEPS.get(pick % CLOCK_STEPS.len()).copied(),
+            Drift::KillMediator => state.kill_mediator(),
+            Drift::StopMediator => state.stop_mediator(),
+            Drift::OutdateMediator => state.outdate_mediator(),
             Drift::Reboot => state.reboot(),
         }
         let is_announced = state.rng.chance(700);
@@ -162,6 +174,7 @@ impl super::State {
     /// Reboots the host: processes, links, tables and runtime directories are removed, disks stay.
     fn reboot(&mut self) {
         self.machines.clear();
+        self.mediators.clear();
         self.taken_ports.clear();
         self.links.clear();
         self.shaping.clear();
@@ -171,6 +184,12 @@ impl super::State {
 
     fn owners(&self) -> Vec<Uid> {
         let links = self.links.values().map(|link| &link.owner);
-        self.machines.keys().chain(self.disks.keys()).chain(links).cloned().collect()
+        self.machines
+            .keys()
+            .chain(self.mediators.keys())
+            .chain(self.disks.keys())
+            .chain(links)
+            .cloned()
+            .collect()
     }
 }

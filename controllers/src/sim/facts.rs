@@ -1,8 +1,10 @@
 //! The simulated facts of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::egress::{MediatorPorts, MediatorSettings};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Name, Platform};
 use stead_schemas::network::NetworkSpec;
@@ -67,6 +69,19 @@ pub fn hypervisors(
     all.iter().map(|hypervisor| (*hypervisor, status)).collect()
 }
 
+/// Returns the settings of the process that carries mediated egress on a simulated host.
+#[must_use]
+pub fn mediator_settings() -> MediatorSettings {
+    let network = network_spec();
+    MediatorSettings {
+        address: network.gateway.address,
+        ports: MediatorPorts { captured: 18443, explicit: 18080, names: 18053 },
+        subnet: network.gateway,
+        dns: network.dns.iter().copied().map(IpAddr::from).collect(),
+        open: BTreeSet::new(),
+    }
+}
+
 /// Returns the configuration of a simulated host.
 #[must_use]
 pub fn node_spec() -> NodeSpec {
@@ -94,6 +109,7 @@ pub fn network_spec() -> NetworkSpec {
         reach: Default::default(),
         resolver: Default::default(),
         mtu: None,
+        mediator: None,
     }
 }
 

@@ -48,7 +48,10 @@ impl Firewall for World {
     async fn add_nic(&self, table: &str, nic: &NicRule) -> Result<(), HostError> {
         self.verb("add port to table", table, |state| {
             let missing = || HostError::new(HostErrorKind::Missing, "add port to table", table);
-            state.tables.get_mut(table).ok_or_else(missing)?.nics.insert(nic.clone());
+            let nics = &mut state.tables.get_mut(table).ok_or_else(missing)?.nics;
+            // A rule with another lane is replaced.
+            nics.retain(|other| (&other.tap, other.mac, other.address) != (&nic.tap, nic.mac, nic.address));
+            nics.insert(nic.clone());
             Ok(())
         })
         .await
@@ -57,7 +60,9 @@ impl Firewall for World {
     async fn remove_nic(&self, table: &str, nic: &NicRule) -> Result<(), HostError> {
         self.verb("remove port from table", table, |state| {
             if let Some(table) = state.tables.get_mut(table) {
-                table.nics.remove(nic);
+                table.nics.retain(|other| {
+                    (&other.tap, other.mac, other.address) != (&nic.tap, nic.mac, nic.address)
+                });
             }
             Ok(())
         })

@@ -21,6 +21,7 @@ mod instance_logs;
 mod limits;
 mod links;
 mod listeners;
+mod mediators;
 mod memories;
 mod probes;
 mod program;
@@ -50,7 +51,9 @@ use crate::host::{Forwarding, Link, NicRule, Route, Shaping, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
-pub use facts::{AMPLE, hypervisors, network_spec, node_spec, observe_node, observe_node_with};
+pub use facts::{
+    AMPLE, hypervisors, mediator_settings, network_spec, node_spec, observe_node, observe_node_with,
+};
 pub use faults::Faults;
 pub use flows::SleptOn;
 pub use images::SimRegistryImage;
@@ -95,6 +98,9 @@ struct State {
     /// The pending question to the registry for each image: reference and number.
     asked: BTreeMap<Uid, (String, u64)>,
     machines: BTreeMap<Uid, vmms::Vmm>,
+    mediators: BTreeMap<Uid, mediators::Process>,
+    /// Owners of logs of mediated egress.
+    policy_logs: BTreeSet<Uid>,
     records: BTreeSet<Uid>,
     memories: BTreeMap<Uid, memories::MemoryFile>,
     snapshots: BTreeMap<Uid, snapshots::SnapshotDir>,
@@ -147,6 +153,8 @@ impl World {
             jobs: BTreeMap::new(),
             asked: BTreeMap::new(),
             machines: BTreeMap::new(),
+            mediators: BTreeMap::new(),
+            policy_logs: BTreeSet::new(),
             records: BTreeSet::new(),
             memories: BTreeMap::new(),
             snapshots: BTreeMap::new(),
@@ -221,6 +229,9 @@ impl World {
             watched: Some(watched.collect()),
             listeners: Some(state.listeners.clone()),
             taken_ports: state.taken_ports.clone(),
+            mediators: state.mediators.iter().map(|(uid, process)| (uid.clone(), process.seen())).collect(),
+            policies: Some(state.mediators.values().flat_map(|process| process.policies.clone()).collect()),
+            policy_logs: state.policy_logs.clone(),
         }
     }
 
@@ -272,7 +283,8 @@ impl World {
 
 crate::host! { World, world:
     Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
-    Limits, Links, Shapers, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
+    Limits, Links, Shapers, Firewall, Disks, Probes, Flows, WakeListeners, Listeners: World = *world;
+    Mediators, Policies, Facts: World = *world;
 }
 
 impl Clock for World {

@@ -335,6 +335,7 @@ fn a_client_reads_every_status_with_its_reason() {
         class: 1,
         has_queues: false,
         bandwidth: Bandwidth::default(),
+        lane: Default::default(),
     };
     let changed = |change: &dyn Fn(&mut Object<Instance>)| {
         let mut object = up();

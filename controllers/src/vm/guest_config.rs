@@ -13,7 +13,10 @@ use super::{Observed, volumes};
 pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Config> {
     let (image, machine) = (seen.parts.image_config.as_ref()?, seen.machine.as_ref()?);
     let from_image = image.env.iter().map(|(key, value)| (key.clone(), Secret(value.clone())));
-    let from_instance = object.spec.env.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let from_instance = match &object.spec.egress {
+        Some(egress) => egress.guest_env(&object.spec.env),
+        None => object.spec.env.clone(),
+    };
     Some(guest::Config {
         hostname: object.meta.name.to_string(),
         machine_id: machine_id(&object.meta.uid, machine.launch),
@@ -28,6 +31,7 @@ pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option
         network: guest_network(seen),
         volumes: volumes::guest_mounts(&object.spec, &machine.volume_sizes),
         hotplug_bytes: object.spec.hotplug.0,
+        egress: guest_egress(object, seen),
         has_agent: !object.spec.skip_guest_agent,
         incarnation: incarnation(object),
     })
@@ -43,6 +47,15 @@ pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
         resolver: nic.resolver.clone(),
         mtu: nic.mtu,
     })
+}
+
+/// Returns what programs in the guest have to know of mediated egress.
+fn guest_egress(object: &Object<Instance>, seen: &Observed) -> Option<guest::EgressConfig> {
+    let (egress, mediation) = (object.spec.egress.as_ref()?, seen.parts.mediation.as_ref()?);
+    // Connections are intercepted for credentials only.
+    let is_intercepted = !egress.credentials.is_empty() && !egress.is_observing;
+    let certificate = is_intercepted.then(|| egress.authority.certificate.clone());
+    Some(guest::EgressConfig { proxy: mediation.proxy.clone(), certificate })
 }
 
 /// Returns the machine id of a launch: the uid read as a number in base 36 (24 digits are below 2^124),

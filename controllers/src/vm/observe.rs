@@ -8,10 +8,12 @@ use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
 use stead_schemas::instance::{Instance, Power};
+use stead_schemas::mediation::{Mediation, Mediator};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, LinkName, Name, Uid};
 use stead_schemas::network::{Network, Nic, Resolver};
 use stead_schemas::node::{Accelerator, LOCAL, Node};
+use stead_schemas::references::Ref;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::VmReconciler;
@@ -21,6 +23,7 @@ use crate::host::{
     Age, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Limits, LimitsSeen, Machine,
     Memories, Memory, NetworkCard, ProbeSeen, Probes, VmmState, Vmms, WakeListener, WakeListeners,
 };
+use crate::store::Store;
 
 /// An observation of the host and of the objects that the instance refers to.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +73,8 @@ pub struct Parts {
     pub disk_trouble: Option<String>,
     /// The port, or `None` if the instance has no network.
     pub nic: Option<NicSeen>,
+    /// The policy of mediated egress, or `None` if the guest reaches the outside by itself.
+    pub mediation: Option<MediationSeen>,
     /// The origin, or `None` if the instance does not begin with a snapshot.
     pub origin: Option<OriginSeen>,
     /// The declared capabilities of the VM's hypervisor, or of the hypervisor of the spec while there is no VM;
@@ -92,6 +97,16 @@ pub enum OriginSeen {
     Gone,
     /// The record exists and cannot be read.
     Unreadable,
+}
+
+/// The progress of an instance's policy of mediated egress.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MediationSeen {
+    pub is_ready: bool,
+    /// The reason that the policy gives for not being in force.
+    pub trouble: Option<String>,
+    /// URL of the proxy in the guest.
+    pub proxy: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -212,6 +227,7 @@ async fn parts<H: Host>(
         volumes: volumes::seen(&reconciler.store, object),
         disk_trouble: disk.as_deref().and_then(disk_trouble),
         nic: allocated.nic.as_ref().and_then(|uid| nic(reconciler, uid)),
+        mediation: allocated.nic.as_ref().and_then(|uid| mediation(&reconciler.store, uid)),
         origin: object.spec.origin.as_ref().map(|origin| origin_seen(reconciler, &origin.snapshot)),
         capabilities: node.as_deref().and_then(|node| node.capabilities(hypervisor)),
         accelerator: node.as_deref().and_then(|node| node.status.accelerator),
@@ -286,7 +302,9 @@ fn nic<H: Host>(reconciler: &VmReconciler<H>, uid: &Uid) -> Option<NicSeen> {
     let network = reconciler.store.get::<Network>(&nic.spec.network)?;
     let spec = &nic.spec;
     Some(NicSeen {
-        is_ready: condition::is_ready(&nic.status.conditions),
+        // A card whose spec has changed may still lead packets by another way.
+        is_ready: condition::is_ready(&nic.status.conditions)
+            && nic.status.observed_generation == nic.meta.generation,
         trouble: condition::find(&nic.status.conditions, ConditionType::Ready)
             .filter(|ready| ready.reason == Reason::WaitingForNetwork)
             .map(|ready| ready.message.clone()),
@@ -302,5 +320,18 @@ fn nic<H: Host>(reconciler: &VmReconciler<H>, uid: &Uid) -> Option<NicSeen> {
         dns: network.spec.dns.clone(),
         resolver: network.spec.resolver.clone(),
         mtu: mtu(&network),
+    })
+}
+
+/// Returns the policy of a card.
+fn mediation(store: &Store, nic: &Uid) -> Option<MediationSeen> {
+    let is_kept = |mediation: &Object<Mediation>| !mediation.meta.is_deleting();
+    let mediation = store.find_referring::<Mediation>(&Ref::to_owner(nic), is_kept)?;
+    let settings = &store.get::<Mediator>(&mediation.spec.mediator)?.spec.settings;
+    let ready = condition::find(&mediation.status.conditions, ConditionType::Ready);
+    Some(MediationSeen {
+        is_ready: condition::is_ready(&mediation.status.conditions),
+        trouble: ready.map(|ready| ready.message.clone()).filter(|message| !message.is_empty()),
+        proxy: format!("http://{}:{}", settings.address, settings.ports.explicit),
     })
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compression::SnapshotPolicyView;
+use super::egress::EgressAsked;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::hotplug::{HOTPLUGGED, HotplugAsked, check_part};
@@ -20,6 +21,7 @@ use super::volume::{MountRequest, MountView};
 use super::{auto_standby, compression, env, health, policy, rates, sizes, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
+use crate::egress::{CertificateAuthority, EgressSpec};
 use crate::health::HealthCheck;
 use crate::instance::{Hypervisor, Instance as Kind, PowerCause, Rates, Secret, State};
 use crate::limits;
@@ -53,6 +55,8 @@ pub struct InstanceRequest {
     /// The limits of traffic that the request names.
     pub rates: Rates,
     pub env: BTreeMap<String, Secret>,
+    /// Mediated egress; its authority is empty until [`InstanceRequest::certify`] sets one.
+    pub egress: Option<EgressSpec>,
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
     pub has_network: bool,
@@ -91,8 +95,12 @@ impl InstanceRequest {
         let env = env::read(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
         let cmd = argv(&mut fields, "cmd", &mut errors);
-        let network = NetworkAsked::read(&mut fields, &mut errors);
+        let mut egress = EgressAsked::default();
+        let network = NetworkAsked::read_with(&mut fields, &mut errors, |network, errors| {
+            egress = EgressAsked::read(network, errors);
+        });
         let has_network = network.enabled.unwrap_or(true);
+        let egress = egress.with_credentials(&mut fields, &env, has_network, &mut errors);
         let skip_guest_agent = fields.flag("skip_guest_agent", &mut errors).unwrap_or(false);
         let skip_kernel_headers = fields.flag("skip_kernel_headers", &mut errors).unwrap_or(false);
         let restart = policy::restart(&mut fields, &mut errors).unwrap_or_default();
@@ -121,6 +129,7 @@ impl InstanceRequest {
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
                 rates: network.bandwidth.changed(Rates { disk: disk_rate, ..Rates::default() }),
                 env,
+                egress,
                 entrypoint,
                 cmd,
                 has_network,
@@ -136,6 +145,17 @@ impl InstanceRequest {
             }),
             _ => Err(errors),
         }
+    }
+
+    /// Gives the instance a certificate authority, if its egress is mediated.
+    ///
+    /// # Errors
+    /// Returns the error of `make`.
+    pub fn certify<E>(&mut self, make: impl FnOnce() -> Result<CertificateAuthority, E>) -> Result<(), E> {
+        if let Some(egress) = &mut self.egress {
+            egress.authority = make()?;
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ mod bandwidth;
 pub mod body;
 mod compression;
 mod copy;
+mod egress;
 mod env;
 mod error;
 mod exec;

@@ -16,8 +16,17 @@ pub struct NetworkAsked {
 }
 
 impl NetworkAsked {
-    /// Reads the field.
+    /// Reads the field of a request that changes an instance.
     pub(super) fn read(fields: &mut Fields, errors: &mut FieldErrors) -> Self {
+        Self::read_with(fields, errors, unsupported::refuse_egress)
+    }
+
+    /// Reads the field; `read_egress` reads what is in it about mediated egress.
+    pub(super) fn read_with(
+        fields: &mut Fields,
+        errors: &mut FieldErrors,
+        read_egress: impl FnOnce(&mut Fields, &mut FieldErrors),
+    ) -> Self {
         let Some(mut network) = fields.object("network", errors) else { return Self::default() };
         let enabled = network.flag("enabled", errors);
         let names_more = !network.is_empty();
@@ -26,7 +35,7 @@ impl NetworkAsked {
             let problems = bandwidth.without_network();
             problems.iter().for_each(|error| errors.push(&error.path, error.code, &error.message));
         }
-        unsupported::refuse_egress(&mut network, errors);
+        read_egress(&mut network, errors);
         network.finish(errors);
         Self { enabled, bandwidth, names_more }
     }

@@ -98,6 +98,7 @@ impl InstancePatch {
         live.extend(network.names_more.then_some("network"));
         others.extend(network.enabled.map(|_| NETWORK_ENABLED));
         unsupported::refuse_fields(&mut fields, &mut errors);
+        unsupported::refuse_credentials(&mut fields, &mut errors);
         let tags = fields.map("tags", &mut errors);
         check_tags(&mut errors, "tags", tags.as_ref().unwrap_or(&Tags::new()));
         let hotplug = HotplugAsked::read(&mut fields, &mut errors);

@@ -43,6 +43,13 @@ pub const EGRESS_IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Time after which a tunnel without any byte in either direction is ended: database clients keep idle
 /// connections for about that long.
 pub const EGRESS_TUNNEL_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
+/// Delay before the process that carries egress is started again after it ended soon after its start; it doubles each
+/// time.
+pub const MEDIATOR_RELAUNCH_DELAY_FIRST: Duration = Duration::from_millis(50);
+/// Longest such delay: guests reach nothing meanwhile, and a start each second costs the host little.
+pub const MEDIATOR_RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Time after which a process did not end soon after its start.
+pub const MEDIATOR_LIFE_MIN: Duration = Duration::from_secs(10);
 /// Largest number of addresses of a name that are tried.
 pub const EGRESS_ADDRESSES_MAX: usize = 8;
 /// Largest buffer of a tunnel for one direction, in bytes.

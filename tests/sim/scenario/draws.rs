@@ -48,6 +48,24 @@ impl Play {
         Rates { download: rate(), upload: rate(), disk: rate() }
     }
 
+    /// Draws mediated egress with a credential of the variable `KEY`, or none.
+    pub(super) fn egress(&mut self) -> Option<EgressSpec> {
+        let host: HostPattern = "api.example.com".parse().expect("valid");
+        let target = Place {
+            header: "authorization".parse().expect("valid"),
+            format: "Bearer ${value}".parse().expect("valid"),
+        };
+        let inject = vec![Injection { hosts: Some(vec![host.clone()]), target }];
+        let credential = Credential { source: Source { env: "KEY".to_owned() }, inject };
+        self.rng.chance(400).then(|| EgressSpec {
+            mode: if self.rng.chance(700) { EgressMode::All } else { EgressMode::HttpHttpsOnly },
+            is_observing: self.rng.chance(200),
+            allow_hosts: self.rng.chance(300).then(|| vec![host]),
+            credentials: BTreeMap::from([("KEY".to_owned(), credential)]),
+            authority: CertificateAuthority { certificate: String::new(), key: Secret(String::new()) },
+        })
+    }
+
     /// Draws hotplug memory, which one of the hypervisors has not.
     pub(super) fn hotplug(&mut self, hypervisor: Hypervisor) -> Bytes {
         let has_some = self.rng.chance(500) && hypervisor == Hypervisor::Qemu;
@@ -65,7 +83,10 @@ impl Play {
         let memory = self.rng.chance(300).then(|| Bytes((128 + 128 * self.rng.below(2)) << 20));
         let hypervisor = self.rng.chance(200).then(|| self.hypervisor());
         let hotplug = self.rng.chance(100).then(|| self.hotplug(hypervisor.unwrap_or(Hypervisor::Qemu)));
-        Pending { vcpus, memory, hotplug, hypervisor, ..Pending::default() }
+        // The source of a credential, where there is one, changes at once.
+        let value = self.rng.chance(300).then(|| Secret(self.rng.below(1000).to_string()));
+        let env = value.map(|value| ("KEY".to_owned(), Some(value))).into_iter().collect();
+        Pending { vcpus, memory, hotplug, hypervisor, env, ..Pending::default() }
     }
 
     /// Draws a new name of an instance, which another may have.

@@ -25,10 +25,13 @@ use stead_schemas::api::{
     InstanceStart, NetworkAsked, ScheduleRequest, StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
+use stead_schemas::egress::{
+    CertificateAuthority, Credential, EgressMode, EgressSpec, HostPattern, Injection, Source, Target as Place,
+};
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::ingress::Ingress;
-use stead_schemas::instance::{Hypervisor, Instance, Pending, Power, PowerCause, Rates, State};
+use stead_schemas::instance::{Hypervisor, Instance, Pending, Power, PowerCause, Rates, Secret, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Nic;
@@ -263,6 +266,9 @@ impl Play {
         let name = format!("i{}", self.names);
         self.log.push(format!("create {name} {image} {program}"));
         let hypervisor = self.hypervisor();
+        let has_network = self.rng.chance(800);
+        let egress = if has_network { self.egress() } else { None };
+        let key = egress.as_ref().map(|_| ("KEY".to_owned(), Secret("1".to_owned())));
         let wanted = InstanceRequest {
             name: Name::resource(&name).expect("valid"),
             tags: Tags::new(),
@@ -274,10 +280,11 @@ impl Play {
             hotplugged: self.hotplugged(),
             overlay: Bytes(1 << 30),
             rates: self.rates(),
-            env: BTreeMap::new(),
+            env: key.into_iter().collect(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
-            has_network: self.rng.chance(800),
+            has_network,
+            egress,
             hypervisor,
             skip_guest_agent: false,
             skip_kernel_headers: false,

@@ -45,7 +45,8 @@ fn stage(
     let uid = tx.next_uid();
     let (image, pull) = image::find_or_pull(tx, &request.image, request.platform, request.pulls_always)?;
     let disk = DiskSpec::empty(request.overlay, DiskPurpose::RootOverlay);
-    let form = || TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus, &request.rates);
+    let egress = request.egress.as_ref();
+    let form = || TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus, &request.rates, egress);
     let tap = request.has_network.then(form);
     let allocated = allocate(tx, &uid, image, disk, tap.transpose()?)?;
     let volumes = volumes::take(tx, &uid, request.volumes)?;
@@ -64,6 +65,7 @@ fn stage(
         overlay: request.overlay,
         rates: request.rates,
         env: request.env,
+        egress: request.egress,
         entrypoint: request.entrypoint,
         cmd: request.cmd,
         has_network: request.has_network,

@@ -137,7 +137,8 @@ pub(super) fn begin_at(
     let NewFork { uid, name, tags, owner } = new_fork;
     let source = &snapshot.spec.instance;
     let image = source.allocated.image.clone();
-    let form = || TapForm::new(tx, tap_prefix, goal.hypervisor, source.vcpus, &source.rates);
+    let form =
+        || TapForm::new(tx, tap_prefix, goal.hypervisor, source.vcpus, &source.rates, source.egress.as_ref());
     let tap = source.has_network.then(form);
     let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap.transpose()?)?;
     let volumes = volumes::fork(tx, snapshot, &uid)?;

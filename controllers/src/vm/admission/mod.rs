@@ -7,6 +7,7 @@ mod auto_standby;
 mod capabilities;
 mod create;
 mod delete;
+mod egress;
 mod fork;
 mod from_snapshot;
 mod image;

@@ -34,7 +34,8 @@ pub(super) fn change(
         (Some(true), Some(_), _) | (Some(false), None, None) => None,
         (Some(true), None, Some(pending)) => Some(pending),
         (Some(true), None, None) => {
-            let form = TapForm::new(tx, tap_prefix, next.hypervisor, next.vcpus, &rates)?;
+            let form =
+                TapForm::new(tx, tap_prefix, next.hypervisor, next.vcpus, &rates, next.egress.as_ref())?;
             Some(CardChange::Add(nics::create(tx, &owner(uid), form)?))
         }
         (Some(false), Some(_), _) => Some(CardChange::Remove),
@@ -69,7 +70,8 @@ pub(super) fn fit(
 ) -> Result<Option<Uid>, Refused> {
     match (spec.has_network, present) {
         (true, None) => {
-            let form = TapForm::new(tx, tap_prefix, spec.hypervisor, spec.vcpus, &spec.rates)?;
+            let form =
+                TapForm::new(tx, tap_prefix, spec.hypervisor, spec.vcpus, &spec.rates, spec.egress.as_ref())?;
             nics::create(tx, &owner(uid), form).map(Some)
         }
         (false, Some(nic)) => {

@@ -82,6 +82,7 @@ fn stage(
     // The snapshot may have another number of processors, on which the default limits depend.
     if let Some(nic) = &changed.spec.allocated.nic {
         nics::limit(tx, nic, &changed.spec.rates, changed.spec.vcpus)?;
+        nics::lead(tx, uid, nic, changed.spec.egress.as_ref())?;
     }
     tx.request_deletion::<Disk>(&earlier)?;
     Ok(changed)

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use stead_schemas::api::{Applies, HOTPLUGGED, InstancePatch, check_env, check_fits, check_part};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::goal::Goal;
-use stead_schemas::instance::{CardChange, Instance, InstanceSpec, Pending, Power, PowerCause, State};
+use stead_schemas::instance::{
+    CardChange, Instance, InstanceSpec, Pending, Power, PowerCause, Secret, State,
+};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::network::Nic;
@@ -17,7 +19,7 @@ use stead_schemas::quantity::Bytes;
 
 use super::live_volumes::{self, forget_leaving};
 use super::power::set_power;
-use super::{declared, image, live, network, owner};
+use super::{declared, egress, image, live, network, owner};
 use crate::disk::admission::new_disk;
 use crate::nic::admission as nics;
 use crate::node::admission::within_room;
@@ -43,7 +45,7 @@ pub struct Updated {
 pub fn update(
     tx: &mut Tx<'_>,
     uid: &Uid,
-    patch: InstancePatch,
+    mut patch: InstancePatch,
     tap_prefix: &str,
 ) -> Result<Updated, Refused> {
     let object = live(tx, uid)?;
@@ -51,12 +53,14 @@ pub fn update(
         return Err(Refused::new(RefusedKind::Expired, "the instance has expired and is being deleted"));
     }
     let applies = deferred_apply(&object, patch.restarts)?;
-    let at_once = patch.live.iter().map(|name| ((*name).to_owned(), Applies::Now));
+    let values = egress::take_sources(&object.spec, &mut patch.deferred.env)?;
+    let rotated = (!values.is_empty()).then(|| ("env".to_owned(), Applies::Now));
+    let at_once = patch.live.iter().map(|name| ((*name).to_owned(), Applies::Now)).chain(rotated);
     let deferred = patch.deferred.fields().into_iter().chain(patch.others.iter().copied());
     let deferred = deferred.map(|name| (name.to_owned(), applies));
     let changes = at_once.chain(deferred).collect();
     let names_image = patch.image.is_some();
-    let object = within_room(tx, |tx| stage(tx, &object, patch, applies, tap_prefix))?;
+    let object = within_room(tx, |tx| stage(tx, &object, patch, values, applies, tap_prefix))?;
     let spec = &object.spec;
     let image = spec.pending.image.as_ref().map_or(&spec.allocated.image, |next| &next.image);
     let image = names_image.then(|| image.clone());
@@ -77,6 +81,7 @@ fn stage(
     tx: &mut Tx<'_>,
     object: &Object<Instance>,
     patch: InstancePatch,
+    values: BTreeMap<String, Secret>,
     applies: Applies,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
@@ -99,6 +104,7 @@ fn stage(
     }
     let changed = tx.update_spec::<Instance>(uid, None, |spec| {
         spec.rates = rates;
+        spec.env.extend(values);
         spec.restart = patch.restart_policy.unwrap_or_else(|| spec.restart.clone());
         spec.expires_at = expiry.unwrap_or(spec.expires_at);
         if let Some(health) = patch.health.filter(|health| *health != spec.health) {

@@ -51,6 +51,12 @@ pub(super) fn plan_launch(
         let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
         return wait(Reason::WaitingForNetwork, message, None);
     }
+    let has_policy = parts.mediation.as_ref().is_some_and(|mediation| mediation.is_ready);
+    if object.spec.has_network && object.spec.egress.is_some() && !has_policy {
+        let trouble = parts.mediation.as_ref().and_then(|mediation| mediation.trouble.clone());
+        let message = trouble.unwrap_or_else(|| "the policy of its egress is not in force yet".to_owned());
+        return wait(Reason::WaitingForEgress, message, None);
+    }
     if let Some(until) = restarts::next_attempt(&object.status, now).filter(|&until| now.at() < until) {
         let (reason, message) = match object.status.restart.last_reason {
             None => (Reason::ProgramExited, "the program ended; it is started again after a delay"),

@@ -96,6 +96,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             compression: None,
             volumes: Vec::new(),
             allocated: Allocated { image: uid(), disk: uid(), nic: None, cid: 3 },
+            egress: None,
         },
         status: InstanceStatus {
             image_digest: Some(digest),

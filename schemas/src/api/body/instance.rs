@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use super::policy::{AutoStandbyRequest, HealthCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest};
 use super::volume::VolumeMountRequest;
 use crate::api::schema::{
-    Arguments, EnvChanges, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time,
+    Arguments, EnvChanges, EnvMap, ImageReference, NewName, RateText, Size, TagMap, Time,
 };
 use crate::instance::Hypervisor;
 use crate::limits;
@@ -78,9 +78,8 @@ pub struct InstanceCreate {
     pub devices: Option<Vec<String>>,
     /// Virtual GPU. It is not supported yet: only an empty profile is accepted.
     pub gpu: Option<GpuRequest>,
-    /// Credentials that mediated egress injects, by the variable in the guest. They are not supported yet:
-    /// only an empty object is accepted.
-    #[schemars(extend("maxProperties" = 0))]
+    /// Credentials that mediated egress injects, by the variable in the guest, which has a placeholder as its value.
+    #[schemars(extend("maxProperties" = 64))]
     pub credentials: Option<BTreeMap<String, CredentialRequest>>,
 }
 
@@ -113,10 +112,14 @@ pub struct NetworkRequest {
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct EgressRequest {
-    /// True to mediate. It is not supported yet: only `false` is accepted.
-    pub enabled: Option<False>,
+    /// True to mediate. It is decided when the instance is created.
+    pub enabled: Option<bool>,
     /// Rule for connections that the proxy does not handle.
     pub enforcement: Option<EgressEnforcement>,
+    /// An addition to Hypeman's API: the hosts that may be connected to, exact or with one leading `*.`; all by default,
+    /// and none for an empty list.
+    #[schemars(length(max = 64), inner(length(max = 253)))]
+    pub allow_hosts: Option<Vec<String>>,
 }
 
 /// The rule for connections that the egress proxy does not handle.
@@ -135,6 +138,10 @@ pub enum EgressMode {
     All,
     /// Connections of HTTP and HTTPS only.
     HttpHttpsOnly,
+    /// The same as `all`.
+    AllTraffic,
+    /// An addition to Hypeman's API: all connections pass the proxy, which refuses none and injects nothing.
+    Observe,
 }
 
 /// A virtual GPU.
