@@ -20,6 +20,7 @@ use stead_schemas::quantity::{Bytes, GoDuration};
 use crate::access::{self, AccountId, SocketUser, TlsConfig};
 use crate::host::oci::{Allowed, OciConfig, Target};
 use crate::hypervisor::{USERS, UserRange, WantedAccelerator};
+use crate::mediation::EgressConfig;
 use crate::resources::{CapacityConfig, OversubscriptionConfig};
 
 /// The configuration; field names are the keys of the file, and of the environment with `STEAD_` before
@@ -66,6 +67,8 @@ pub struct Config {
     pub guest_host_ports: Vec<u16>,
     /// Private, link-local and other special networks that guests may reach, such as `192.168.7.0/24`.
     pub guest_networks: Vec<Cidr>,
+    /// Mediated egress.
+    pub egress: EgressConfig,
     /// Name of our nft tables.
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
@@ -147,6 +150,7 @@ impl Default for Config {
             guest_mtu: None,
             guest_host_ports: Vec::new(),
             guest_networks: Vec::new(),
+            egress: EgressConfig::default(),
             table: "stead".to_owned(),
             tap_prefix: "st".to_owned(),
             image_concurrency: 2,
@@ -281,6 +285,7 @@ impl Config {
         }
         self.capacity.read(&mut problems);
         self.oversubscription.read(&mut problems);
+        self.egress.check(&mut problems);
         if let Some(Err(error)) = self.image_quota.as_ref().map(|quota| quota.parse::<Bytes>()) {
             problems.push(format!("image_quota: {error}"));
         }

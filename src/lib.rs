@@ -20,6 +20,7 @@ pub mod ingress;
 mod lines;
 mod locks;
 mod log_sources;
+pub mod mediation;
 mod memory;
 mod peers;
 pub mod resources;

@@ -45,13 +45,17 @@ pub(super) async fn create(
     bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let asked = InstanceRequest::read(json(body)?, &lookup::node(state.store())?.offer())?;
+    let mut asked = InstanceRequest::read(json(body)?, &lookup::node(state.store())?.offer())?;
     for mount in &asked.volumes {
         bearer.needs(match mount.access {
             AccessRequest::ReadWrite => Scope::VolumeWrite,
             AccessRequest::ReadOnly | AccessRequest::Overlay(_) => Scope::VolumeRead,
         })?;
     }
+    asked.certify(stead_egress::generate_authority).map_err(|error| {
+        tracing::error!(%error, "no certificate authority can be made");
+        ApiError::internal()
+    })?;
     let prefix = state.0.tap_prefix.clone();
     let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
     let create = move |tx: &mut Tx<'_>| {

@@ -32,6 +32,7 @@ use crate::host::wake::TapWakeListeners;
 use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
 use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Jails, UserRange};
 use crate::ingress::{HttpListeners, IngressConfig};
+use crate::mediation::{CarrierConfig, Carriers};
 
 /// The real host.
 pub(super) struct Host {
@@ -60,8 +61,10 @@ impl Host {
         let scratch = config.data_dir.join("archives");
         let archives = VolumeArchives::new(&images, disks.clone(), scratch).map_err(chained)?;
         let watches = DirectoryWatches::default();
+        let jails = jails(config)?;
+        let carriers = carriers(config, reports, &jails, &cgroups);
         let machines = Hypervisors::new(HypervisorsConfig {
-            jails: jails(config)?,
+            jails,
             accelerator: config.accelerator,
             drivers,
             run_dir: config.run_dir.clone(),
@@ -103,6 +106,7 @@ impl Host {
             flows,
             wake_listeners,
             listeners,
+            carriers,
             facts,
         };
         Ok(Self { ports, archives, watches })
@@ -158,6 +162,19 @@ fn jails(config: &Config) -> anyhow::Result<Jails> {
     users.check_free().context("vm_uid_base is not usable")?;
     let jails = Jails::new(users, config.run_dir.clone());
     Ok(if config.insecure_without_walls { jails.without_walls() } else { jails })
+}
+
+/// Makes the ports of the process that carries mediated egress.
+fn carriers(config: &Config, reports: &Reports, jails: &Jails, cgroups: &Cgroups) -> Carriers {
+    let reports = reports.clone();
+    Carriers::new(CarrierConfig {
+        jails: jails.clone(),
+        cgroups: cgroups.clone(),
+        run_dir: config.run_dir.clone(),
+        data_dir: config.data_dir.clone(),
+        roots: config.egress.roots.clone(),
+        ended: Arc::new(move |owner| reports.report(|drifts| drifts.mediators.object(owner))),
+    })
 }
 
 /// Returns the function that passes on changes of VMs and of their files.

@@ -20,9 +20,10 @@ use anyhow::Context;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
+use stead_controllers::mediator;
 use stead_controllers::network::admission;
 use stead_controllers::refused::Refused;
-use stead_controllers::store::{Store, TransactError};
+use stead_controllers::store::{Store, TransactError, Tx};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::CLIENT_STALL_MAX;
 use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
@@ -38,6 +39,7 @@ use crate::failpoint;
 use crate::host::journal::Journals;
 use crate::host::pressure;
 use crate::hypervisor::Drivers;
+use crate::mediation;
 use crate::signals::{ended, terminated};
 use crate::store::{
     DirectoryLock, SystemClock, close, close_new_files, identity, lock_run_directory, mark, open,
@@ -211,7 +213,13 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
         },
         resolver: Resolver { search: config.dns_search.clone(), options: config.dns_options.clone() },
         mtu: config.guest_mtu,
+        mediator: mediation::gate(config),
     };
-    let declared = store.transact(move |tx| admission::declare_network(tx, spec)).await;
+    let settings = mediation::settings(config);
+    let declare = move |tx: &mut Tx<'_>| {
+        admission::declare_network(tx, spec)?;
+        mediator::admission::declare(tx, settings)
+    };
+    let declared = store.transact(declare).await;
     declared.map_err(unrefused).context("cannot declare the network")
 }

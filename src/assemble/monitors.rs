@@ -41,6 +41,11 @@ pub(super) fn follow(mut notification: mpsc::Receiver<Notification>, reports: Re
                     let concerned = nics.into_iter().filter(|nic| nic.spec.tap == tap);
                     concerned.for_each(|nic| drifts.nics.object(nic.meta.uid.clone()));
                 }
+                Notification::Lane(address) => {
+                    let reference = Ref { role: Role::Address, target: Target::Address(address) };
+                    let nics = store.uids_referring::<Nic>(&reference);
+                    nics.into_iter().for_each(|uid| drifts.nics.object(uid));
+                }
                 Notification::Host => drifts.networks.everything(),
                 Notification::Everything => {
                     drifts.networks.everything();

@@ -11,6 +11,7 @@ use crate::host::probe::Prober;
 use crate::host::wake::TapWakeListeners;
 use crate::hypervisor::Hypervisors;
 use crate::ingress::HttpListeners;
+use crate::mediation::Carriers;
 
 /// The ports of this host.
 #[derive(Clone)]
@@ -25,6 +26,7 @@ pub(super) struct Ports {
     pub(super) flows: Conntrack,
     pub(super) wake_listeners: TapWakeListeners,
     pub(super) listeners: HttpListeners,
+    pub(super) carriers: Carriers,
     pub(super) facts: HostFacts,
 }
 
@@ -39,5 +41,6 @@ stead_controllers::host! { Ports, ports:
     Flows: Conntrack = ports.flows;
     WakeListeners: TapWakeListeners = ports.wake_listeners;
     Listeners: HttpListeners = ports.listeners;
+    Mediators, Policies: Carriers = ports.carriers;
     Facts: HostFacts = ports.facts;
 }

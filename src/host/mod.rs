@@ -24,6 +24,7 @@ mod netlink_connection;
 pub mod nft;
 mod nft_cache;
 mod nft_generation;
+mod nft_mediation;
 mod nft_nics;
 mod nft_rules;
 pub mod oci;

@@ -81,11 +81,16 @@ fn is_of(found: &[u8], table: &str) -> bool {
     }
 }
 
-/// Returns the TAPs whose elements a message is about, or `None` when they cannot be determined.
+/// Returns the TAPs or addresses whose elements a message is about, or `None` when they cannot be determined.
 fn taps_of(body: &[u8]) -> Option<Vec<Notification>> {
     let items = attributes(find(body, ELEMENTS)?).filter(|(kind, _)| *kind == ITEM);
     let tap = |(_, item)| {
-        let name = find(find(item, KEY)?, VALUE)?.get(..IFNAME_BYTES)?;
+        let key = find(find(item, KEY)?, VALUE)?;
+        // The key of a lane's set is an address.
+        if let Ok(address) = <[u8; 4]>::try_from(key) {
+            return Some(Notification::Lane(address.into()));
+        }
+        let name = key.get(..IFNAME_BYTES)?;
         std::str::from_utf8(text(name)).ok()?.parse().ok().map(Notification::Nic)
     };
     let taps: Option<Vec<Notification>> = items.map(tap).collect();

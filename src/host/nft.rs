@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use nftables::schema::Nftables;
 use serde_json::Value;
 use stead_controllers::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, NicRule};
+use stead_schemas::names::LinkName;
+use stead_schemas::network::{Lane, Mac};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -122,9 +124,8 @@ impl Nft {
         let (inet, bridge) = tokio::join!(list("inet", table), list("bridge", table));
         let (inet, bridge) = (inet?, bridge?);
         let is_there = inet.is_some() || bridge.is_some();
-        let (mut tables, _) = parse(&inet.unwrap_or_default(), table)?;
-        let (bridge_part, nics) = parse(&bridge.unwrap_or_default(), table)?;
-        tables.extend(bridge_part);
+        let listings = [inet, bridge].map(Option::unwrap_or_default).concat();
+        let (tables, nics) = parse(&listings, table)?;
         Ok(Listed { is_there, tables: Arc::new(tables), nics })
     }
 
@@ -164,9 +165,25 @@ impl Nft {
         all
     }
 
-    async fn transact(&self, table: &str, changes: &[NicChange]) -> Result<(), HostError> {
+    /// Returns the elements of other lanes than the changed ports should have. The caller is the only writer.
+    async fn strays(&self, table: &str, changes: &[NicChange]) -> Result<Vec<NicRule>, HostError> {
+        let find = |listed: &Listed| nft_nics::strays(&listed.nics, changes);
         let before = generation();
-        self.apply("change the ports of table", table, &nft_nics::batch(table, changes)).await?;
+        if let Some(found) = before.as_ref().ok().and_then(|before| self.cache().at(*before, table, find)) {
+            return Ok(found);
+        }
+        let listed = self.listed(table).await?;
+        let found = find(&listed);
+        if let Ok(before) = before {
+            self.cache().keep(before, table, listed);
+        }
+        Ok(found)
+    }
+
+    async fn transact(&self, table: &str, changes: &[NicChange]) -> Result<(), HostError> {
+        let strays = self.strays(table, changes).await?;
+        let before = generation();
+        self.apply("change the ports of table", table, &nft_nics::batch(table, changes, &strays)).await?;
         match (before, generation()) {
             (Ok(before), Ok(after)) => self.cache().changed(before, after, table, changes),
             _ => self.cache().clear(),
@@ -208,7 +225,7 @@ impl Firewall for Nft {
 
     async fn has_nic(&self, table: &str, nic: &NicRule) -> Result<bool, HostError> {
         check(table)?;
-        self.with_listed(table, |listed| listed.nics.contains(nic)).await
+        self.with_listed(table, |listed| listed.has(nic)).await
     }
 
     async fn replace(&self, rules: &FirewallRules) -> Result<(), HostError> {
@@ -264,7 +281,8 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<NicRule>), Hos
     let unreadable = |why: String| {
         HostError::new(HostErrorKind::Unsupported, "read the listing of table", table).because(why)
     };
-    let (mut tables, mut nics) = (Tables::new(), BTreeSet::new());
+    let (mut tables, mut senders) = (Tables::new(), Vec::new());
+    let mut lanes: BTreeMap<Lane, BTreeSet<Ipv4Addr>> = BTreeMap::new();
     for listing in serde_json::Deserializer::from_str(listings).into_iter::<Value>() {
         let mut listing = listing.map_err(|error| unreadable(error.to_string()))?;
         let objects = listing.get_mut("nftables").and_then(Value::as_array_mut).map(std::mem::take);
@@ -280,26 +298,44 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<NicRule>), Hos
             let (family, name, chain) = (text("family"), text("name"), text("chain"));
             if kind == "set" && family == "bridge" && name == nft_rules::PORTS {
                 let elements = fields.remove("elem");
-                nics.extend(elements.iter().filter_map(Value::as_array).flatten().filter_map(nic_of));
+                senders.extend(elements.iter().filter_map(Value::as_array).flatten().filter_map(sender));
+            }
+            let lane = nft_rules::LANES.into_iter().find(|lane| nft_rules::lane_set(*lane) == name);
+            if let Some(lane) = lane.filter(|_| kind == "set" && family == "inet") {
+                let elements = fields.remove("elem");
+                let addresses = elements.iter().filter_map(Value::as_array).flatten().filter_map(address);
+                lanes.entry(lane).or_default().extend(addresses);
             }
             let key = if kind == "rule" { chain } else { name };
             tables.entry((family, kind, key)).or_default().push(body);
         }
     }
-    Ok((tables, nics))
+    // Tables of earlier versions have no lanes.
+    if lanes.is_empty() {
+        lanes.insert(Lane::Direct, senders.iter().map(|(_, _, address)| *address).collect());
+    }
+    let nics = senders.iter().flat_map(|(tap, mac, address)| {
+        let its = lanes.iter().filter(|(_, addresses)| addresses.contains(address));
+        its.map(|(&lane, _)| NicRule { tap: tap.clone(), mac: *mac, address: *address, lane })
+    });
+    Ok((tables, nics.collect()))
 }
 
-/// Parses an element of the set. A malformed one lets no guest send and is left out.
-fn nic_of(element: &Value) -> Option<NicRule> {
-    // An element with a comment or a counter is wrapped.
-    let element = element.get("elem").and_then(|elem| elem.get("val")).unwrap_or(element);
-    let parts = element.get("concat")?.as_array()?;
+/// Returns the value of an element of a set. One with a comment or a counter is wrapped.
+fn value(element: &Value) -> &Value {
+    element.get("elem").and_then(|elem| elem.get("val")).unwrap_or(element)
+}
+
+/// Parses an element of the set of allowed senders. A malformed one lets no guest send and is left out.
+fn sender(element: &Value) -> Option<(LinkName, Mac, Ipv4Addr)> {
+    let parts = value(element).get("concat")?.as_array()?;
     let [tap, mac, address] = parts.as_slice() else { return None };
-    Some(NicRule {
-        tap: tap.as_str()?.parse().ok()?,
-        mac: mac.as_str()?.parse().ok()?,
-        address: address.as_str()?.parse().ok()?,
-    })
+    Some((tap.as_str()?.parse().ok()?, mac.as_str()?.parse().ok()?, address.as_str()?.parse().ok()?))
+}
+
+/// Parses an element of the set of a lane.
+fn address(element: &Value) -> Option<Ipv4Addr> {
+    value(element).as_str()?.parse().ok()
 }
 
 /// The failure of a program.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use stead_controllers::host::NicRule;
 
+use super::nft_rules::LANES;
+
 /// The objects of both tables by family, kind and chain or name, with rules in order and without ports.
 pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;
 
@@ -18,7 +20,16 @@ pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;
 pub(super) struct Listed {
     pub(super) is_there: bool,
     pub(super) tables: Arc<Tables>,
+    /// The ports; one whose address is in several lanes is here for each of them.
     pub(super) nics: BTreeSet<NicRule>,
+}
+
+impl Listed {
+    /// Returns whether the rule of a port is loaded, and its address is in no other lane.
+    pub(super) fn has(&self, nic: &NicRule) -> bool {
+        let is_loaded = |lane| self.nics.contains(&NicRule { lane, ..nic.clone() });
+        LANES.into_iter().all(|lane| is_loaded(lane) == (lane == nic.lane))
+    }
 }
 
 /// A change of the set of ports.
@@ -58,9 +69,12 @@ impl Cache {
         self.generation = after;
         let Some(listed) = self.listed.get_mut(table) else { return };
         for change in changes {
-            match change {
-                NicChange::Add(rule) => drop(listed.nics.insert(rule.clone())),
-                NicChange::Remove(rule) => drop(listed.nics.remove(rule)),
+            let (NicChange::Add(rule) | NicChange::Remove(rule)) = change;
+            for lane in LANES {
+                listed.nics.remove(&NicRule { lane, ..rule.clone() });
+            }
+            if matches!(change, NicChange::Add(_)) {
+                listed.nics.insert(rule.clone());
             }
         }
     }
@@ -72,6 +86,8 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use stead_schemas::network::Lane;
+
     use super::*;
 
     fn rule(number: u8) -> NicRule {
@@ -79,6 +95,7 @@ mod tests {
             tap: format!("st-{number}").parse().expect("a valid name"),
             mac: format!("02:00:00:00:00:{number:02x}").parse().expect("a valid address"),
             address: [10, 0, 0, number].into(),
+            lane: Lane::Direct,
         }
     }
 

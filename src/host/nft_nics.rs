@@ -5,15 +5,15 @@
 //! Cancel/crash: a caller that goes away leaves its change queued, and another caller carries it out. If the caller
 //! that runs a transaction goes away, the callers that wait for it are asked to try again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use nftables::batch::Batch;
-use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::host::{HostError, HostErrorKind, NicRule};
 use tokio::sync::oneshot;
 
 use super::nft_cache::NicChange;
-use super::nft_rules;
+use super::nft_rules::{self, LANES};
 
 /// Limit on the changes of one transaction: its text stays below a megabyte, and the first change does not wait for
 /// long.
@@ -46,22 +46,40 @@ impl NicQueue {
     }
 }
 
-/// Returns the transaction for these changes. The last change of a port counts.
-pub(super) fn batch(table: &str, changes: &[NicChange]) -> nftables::schema::Nftables<'static> {
+/// Returns the transaction for these changes. The last change of a port counts. `strays` are elements of other lanes.
+pub(super) fn batch(
+    table: &str,
+    changes: &[NicChange],
+    strays: &[NicRule],
+) -> nftables::schema::Nftables<'static> {
     let mut last = BTreeMap::new();
     for change in changes {
         let (NicChange::Add(rule) | NicChange::Remove(rule)) = change;
-        last.insert(rule.clone(), matches!(change, NicChange::Add(_)));
+        last.insert((&rule.tap, rule.mac, rule.address), (rule, matches!(change, NicChange::Add(_))));
     }
     // Deleting an absent element fails the whole transaction, adding an existing one does not.
-    let all: Vec<_> = last.keys().cloned().collect();
-    let removed: Vec<_> = last.into_iter().filter(|(_, is_added)| !is_added).map(|(rule, _)| rule).collect();
+    let all: Vec<NicRule> = last.values().map(|(rule, _)| (*rule).clone()).collect();
+    let gone = last.values().filter(|(_, is_added)| !is_added);
+    let removed: Vec<NicRule> = gone.map(|(rule, _)| (*rule).clone()).collect();
     let mut batch = Batch::new();
-    batch.add(nft_rules::element(table, &all));
+    nft_rules::elements(table, &all).into_iter().for_each(|elements| batch.add(elements));
     if !removed.is_empty() {
-        batch.delete(nft_rules::element(table, &removed));
+        nft_rules::elements(table, &removed).into_iter().for_each(|elements| batch.delete(elements));
+    }
+    for stray in strays {
+        batch.delete(nft_rules::in_lane(table, stray.lane, stray.address));
     }
     batch.to_nftables()
+}
+
+/// Returns the elements of other lanes than the changed ports should have, or had.
+pub(super) fn strays(loaded: &BTreeSet<NicRule>, changes: &[NicChange]) -> Vec<NicRule> {
+    let others = changes.iter().flat_map(|(NicChange::Add(rule) | NicChange::Remove(rule))| {
+        let lanes = LANES.iter().filter(|lane| **lane != rule.lane);
+        lanes.map(|&lane| NicRule { lane, ..rule.clone() })
+    });
+    let found: BTreeSet<NicRule> = others.filter(|other| loaded.contains(other)).collect();
+    found.into_iter().collect()
 }
 
 /// Returns the outcome of one change. If the table is gone, the removal of a port has succeeded.

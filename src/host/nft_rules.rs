@@ -9,6 +9,8 @@
 //!                    no special networks but configured ones, a bound of connections for each guest; inward
 //!                    only answers
 //!        postrouting guests leave with the host's address
+//!        capture     connections of mediated guests are led to the process that carries them (`nft_mediation`)
+//!        confine     what that process may reach
 //! ```
 //! Our frames are recognised by the device group of their TAP, which is set before the TAP is raised: without a
 //! loaded rule for it, a frame is dropped.
@@ -25,12 +27,15 @@ use nftables::schema::{Chain, Element, NfListObject, Nftables, Rule, Set, SetTyp
 use nftables::stmt::{CTCount, JumpTarget, Limit, Match, Meter, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use stead_controllers::host::{FirewallRules, NicRule};
-use stead_schemas::network::Cidr;
+use stead_schemas::network::{Cidr, Lane};
 
 use super::marks::{BRIDGES, port_group};
+use super::nft_mediation as mediation;
 
 /// Name of the set of allowed senders: interface, hardware address, network address.
 pub(super) const PORTS: &str = "ports";
+/// The ways by which packets of guests leave the host.
+pub(super) const LANES: [Lane; 3] = [Lane::Direct, Lane::Web, Lane::All];
 /// Name of the chain for frames from guests.
 const GUESTS: &str = "guests";
 
@@ -39,11 +44,11 @@ const PRIORITY_BRIDGE_FIRST: i32 = -300;
 /// Priority of `filter` in the bridge family.
 const PRIORITY_BRIDGE_FILTER: i32 = -200;
 /// Priority just before the host's own filter: a drop here is final, an accept is not.
-const PRIORITY_FILTER: i32 = -10;
+pub(super) const PRIORITY_FILTER: i32 = -10;
 /// Priority of `srcnat`.
 const PRIORITY_SOURCE_NAT: i32 = 100;
 
-const DNS_PORT: u16 = 53;
+pub(super) const DNS_PORT: u16 = 53;
 /// Limit on the tracked connections of one guest. The kernel's table has 262,144 entries by default, for the host and
 /// all guests.
 const GUEST_CONNECTIONS_MAX: u32 = 8192;
@@ -53,7 +58,7 @@ const BROADCASTS_PER_SECOND: u32 = 64;
 const METER_SECONDS: u32 = 60;
 /// Networks that are not part of the public Internet (IANA's special-purpose registry): a host's own networks,
 /// metadata services of clouds, loopback, multicast. Guests reach them only if the configuration says so.
-const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
+pub(super) const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
@@ -67,20 +72,21 @@ const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
-type Text = Expression<'static>;
-type Step = Statement<'static>;
+pub(super) type Text = Expression<'static>;
+pub(super) type Step = Statement<'static>;
 
 /// Returns one transaction that gives both tables their desired content, with these ports.
 pub(super) fn replace(rules: &FirewallRules, nics: &[NicRule]) -> Nftables<'static> {
     let mut batch = removal(&rules.table);
     let mut inet = Tables { batch: &mut batch, family: NfFamily::INet, table: rules.table.clone() };
     inet.table();
+    LANES.iter().for_each(|&lane| inet.set(lane_set(lane), SetTypeValue::Single(SetType::Ipv4Addr)));
     inet_chains(&mut inet, rules);
     let mut bridge = Tables { batch: &mut batch, family: NfFamily::Bridge, table: rules.table.clone() };
     bridge.table();
     bridge_chains(&mut bridge, rules);
     if !nics.is_empty() {
-        batch.add(element(&rules.table, nics));
+        elements(&rules.table, nics).into_iter().for_each(|element| batch.add(element));
     }
     batch.to_nftables()
 }
@@ -90,8 +96,43 @@ pub(super) fn remove(table: &str) -> Nftables<'static> {
     removal(table).to_nftables()
 }
 
-/// Returns the set elements of these ports.
-pub(super) fn element(table: &str, nics: &[NicRule]) -> NfListObject<'static> {
+/// Returns the name of the set with the addresses of the guests of a lane.
+pub(super) fn lane_set(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Direct => "direct",
+        Lane::Web => "mediated_web",
+        Lane::All => "mediated_all",
+    }
+}
+
+/// Returns the set elements of these ports: those of the allowed senders, and those of each lane.
+pub(super) fn elements(table: &str, nics: &[NicRule]) -> Vec<NfListObject<'static>> {
+    let lanes = LANES.iter().filter_map(|&lane| {
+        let addresses = nics.iter().filter(|nic| nic.lane == lane);
+        let elem: Vec<Text> = addresses.map(|nic| text(nic.address.to_string())).collect();
+        (!elem.is_empty()).then(|| {
+            NfListObject::Element(Element {
+                family: NfFamily::INet,
+                table: table.to_owned().into(),
+                name: lane_set(lane).into(),
+                elem: elem.into(),
+            })
+        })
+    });
+    lanes.chain([senders(table, nics)]).collect()
+}
+
+/// Returns the element of one lane for an address.
+pub(super) fn in_lane(table: &str, lane: Lane, address: Ipv4Addr) -> NfListObject<'static> {
+    NfListObject::Element(Element {
+        family: NfFamily::INet,
+        table: table.to_owned().into(),
+        name: lane_set(lane).into(),
+        elem: vec![text(address.to_string())].into(),
+    })
+}
+
+fn senders(table: &str, nics: &[NicRule]) -> NfListObject<'static> {
     let concat = |nic: &NicRule| {
         let parts = [nic.tap.to_string(), nic.mac.to_string(), nic.address.to_string()];
         Expression::Named(NamedExpression::Concat(parts.map(text).to_vec()))
@@ -119,6 +160,10 @@ fn inet_chains(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let bridge = || text(rules.bridge.to_string());
     inet_input(inet, rules);
     inet_forward(inet, rules);
+    if let Some(gate) = &rules.mediator {
+        mediation::capture(inet, rules, gate);
+        mediation::confine(inet, rules, gate);
+    }
 
     inet.base("postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SOURCE_NAT);
     let leaves = compare(Operator::NEQ, meta(MetaKey::Oifname), bridge());
@@ -133,10 +178,13 @@ fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
     inet.rule("input", vec![from_tap(), Step::Drop(None)]);
     inet.rule("input", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
     inet.rule("input", vec![from_guest(), state(&["established", "related"]), Step::Accept(None)]);
+    inet.rule("input", vec![from_guest(), too_many_connections("to_host"), Step::Drop(None)]);
+    if let Some(gate) = &rules.mediator {
+        mediation::admit(inet, rules, gate);
+    }
     let gateway = text(rules.subnet.address.to_string());
     let is_elsewhere = compare(Operator::NEQ, ip("daddr"), gateway);
     inet.rule("input", vec![from_guest(), is_elsewhere, Step::Drop(None)]);
-    inet.rule("input", vec![from_guest(), too_many_connections("to_host"), Step::Drop(None)]);
     let is_ping = is(field("icmp", "type"), text("echo-request"));
     inet.rule("input", vec![from_guest(), is_ping, Step::Accept(None)]);
     let mut ports = vec![DNS_PORT];
@@ -168,6 +216,7 @@ fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let is_forged = compare(Operator::NEQ, ip("saddr"), prefix(rules.subnet));
     inet.rule("forward", vec![from_guest(), is_forged, Step::Drop(None)]);
     inet.rule("forward", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
+    mediation::refuse_the_rest(inet, rules);
     let is_new = || state(&["new"]);
     inet.rule("forward", vec![from_guest(), is_new(), too_many_connections("outward"), Step::Drop(None)]);
     for server in &rules.dns {
@@ -196,7 +245,8 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
             text(format!("@{PORTS}")),
         )
     };
-    bridge.ports();
+    let sender = vec![SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr];
+    bridge.set(PORTS, SetTypeValue::Concatenated(sender.into()));
     bridge.chain(GUESTS);
     // A guest is alone on its part of the bridge: its broadcasts reach the host only, and a flood of them costs the
     // host's processor.
@@ -232,7 +282,7 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
 }
 
 /// A builder that adds objects of one table to a batch.
-struct Tables<'b> {
+pub(super) struct Tables<'b> {
     batch: &'b mut Batch<'static>,
     family: NfFamily,
     table: String,
@@ -247,13 +297,12 @@ impl Tables<'_> {
         self.batch.add(NfListObject::Table(Table { family: self.family, name: self.name(), handle: None }));
     }
 
-    fn ports(&mut self) {
-        let parts = vec![SetType::Ifname, SetType::EtherAddr, SetType::Ipv4Addr];
+    fn set(&mut self, name: &'static str, set_type: SetTypeValue<'static>) {
         self.batch.add(NfListObject::Set(Box::new(Set {
             family: self.family,
             table: self.name(),
-            name: PORTS.into(),
-            set_type: SetTypeValue::Concatenated(parts.into()),
+            name: name.into(),
+            set_type,
             ..Set::default()
         })));
     }
@@ -267,7 +316,7 @@ impl Tables<'_> {
         }));
     }
 
-    fn base(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
+    pub(super) fn base(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
         self.batch.add(NfListObject::Chain(Chain {
             family: self.family,
             table: self.name(),
@@ -280,7 +329,7 @@ impl Tables<'_> {
         }));
     }
 
-    fn rule(&mut self, chain: &'static str, steps: Vec<Step>) {
+    pub(super) fn rule(&mut self, chain: &'static str, steps: Vec<Step>) {
         self.batch.add(NfListObject::Rule(Rule {
             family: self.family,
             table: self.name(),
@@ -291,15 +340,15 @@ impl Tables<'_> {
     }
 }
 
-fn compare(op: Operator, left: Text, right: Text) -> Step {
+pub(super) fn compare(op: Operator, left: Text, right: Text) -> Step {
     Statement::Match(Match { left, right, op })
 }
 
-fn is(left: Text, right: Text) -> Step {
+pub(super) fn is(left: Text, right: Text) -> Step {
     compare(Operator::EQ, left, right)
 }
 
-fn state(names: &[&'static str]) -> Step {
+pub(super) fn state(names: &[&'static str]) -> Step {
     let left = Expression::Named(NamedExpression::CT(CT { key: "state".into(), family: None, dir: None }));
     let names = names.iter().map(|&name| text(name)).collect();
     compare(Operator::IN, left, Expression::List(names))
@@ -334,36 +383,36 @@ fn too_many_broadcasts() -> Step {
 }
 
 /// Refuses a packet with an answer, so that a guest's program fails at once.
-fn refuse() -> Step {
+pub(super) fn refuse() -> Step {
     Statement::Reject(Some(Reject::new(Some(RejectType::ICMP), Some(RejectCode::AdminProhibited))))
 }
 
-fn set(items: impl Iterator<Item = Text>) -> Text {
+pub(super) fn set(items: impl Iterator<Item = Text>) -> Text {
     Expression::Named(NamedExpression::Set(items.map(SetItem::Element).collect()))
 }
 
-fn text(value: impl Into<Cow<'static, str>>) -> Text {
+pub(super) fn text(value: impl Into<Cow<'static, str>>) -> Text {
     Expression::String(value.into())
 }
 
-fn meta(key: MetaKey) -> Text {
+pub(super) fn meta(key: MetaKey) -> Text {
     Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
-fn field(protocol: &'static str, field: &'static str) -> Text {
+pub(super) fn field(protocol: &'static str, field: &'static str) -> Text {
     let field = PayloadField { protocol: protocol.into(), field: field.into() };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
 }
 
-fn ip(name: &'static str) -> Text {
+pub(super) fn ip(name: &'static str) -> Text {
     field("ip", name)
 }
 
-fn prefix(subnet: Cidr) -> Text {
+pub(super) fn prefix(subnet: Cidr) -> Text {
     prefix_of(subnet.network(), subnet.prefix)
 }
 
-fn prefix_of(address: Ipv4Addr, length: u8) -> Text {
+pub(super) fn prefix_of(address: Ipv4Addr, length: u8) -> Text {
     let addr = Box::new(text(address.to_string()));
     Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(length) }))
 }

@@ -175,6 +175,13 @@ fn command_line(pid: u32) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
+/// Returns the arguments of a process; none if it is gone.
+pub(crate) fn arguments(pid: u32) -> io::Result<Vec<String>> {
+    let line = of_process(command_line(pid))?.unwrap_or_default();
+    let words = line.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    Ok(words.collect())
+}
+
 /// Returns the real user id of a process. Returns `None` when there is no such process.
 fn user_of(pid: u32) -> io::Result<Option<u32>> {
     let status = of_process(fs::read_to_string(format!("/proc/{pid}/status")))?.unwrap_or_default();

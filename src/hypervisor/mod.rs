@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::dispatch::Drivers;
 pub use self::hypervisors::{Hypervisors, HypervisorsConfig};
+pub(crate) use self::jail::CarrierCommand;
 pub use self::jail::{Jails, Spawned, USERS, UserRange, host_walls, missing_walls};
 pub use self::process::{SpawnPlan, spawn};
 pub(crate) use self::save::{on_thread, prove};

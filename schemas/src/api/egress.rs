@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::fields::Fields;
 use crate::egress::{
-    AskedCredential, AskedEgress, AskedInjection, CertificateAuthority, Credential, EgressSpec, Enforcement,
+    AskedCredential, AskedEgress, AskedInjection, CertificateAuthority, Credential, EgressMode, EgressSpec, Enforcement,
     HostPattern, allow_hosts, credentials, requirements,
 };
 use crate::instance::Secret;
@@ -12,6 +15,45 @@ use crate::limits::{EGRESS_HOSTS_MAX, HOSTNAME_BYTES_MAX};
 use crate::validate::FieldErrors;
 
 const INVALID: &str = "invalid_request";
+
+/// Mediated egress as clients read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EgressView {
+    /// Always true: an instance without mediated egress has no such object.
+    pub enabled: bool,
+    /// Rule for connections that the proxy does not handle.
+    pub enforcement: EnforcementView,
+    /// The hosts that may be connected to; absent if all may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_hosts: Option<Vec<String>>,
+    /// Names of the credentials that are injected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<String>,
+}
+
+/// The rule for connections that the egress proxy does not handle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EnforcementView {
+    /// `all`, `http_https_only` or `observe`.
+    pub mode: String,
+}
+
+impl From<&EgressSpec> for EgressView {
+    fn from(spec: &EgressSpec) -> Self {
+        let mode = match (spec.is_observing, spec.mode) {
+            (true, _) => "observe",
+            (false, EgressMode::All) => "all",
+            (false, EgressMode::HttpHttpsOnly) => "http_https_only",
+        };
+        let shown = |hosts: &Vec<HostPattern>| hosts.iter().map(ToString::to_string).collect();
+        Self {
+            enabled: true,
+            enforcement: EnforcementView { mode: mode.to_owned() },
+            allow_hosts: spec.allow_hosts.as_ref().map(shown),
+            credentials: spec.credentials.keys().cloned().collect(),
+        }
+    }
+}
 
 /// The `network.egress` of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compression::SnapshotPolicyView;
-use super::egress::EgressAsked;
+use super::egress::{EgressAsked, EgressView};
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::hotplug::{HOTPLUGGED, HotplugAsked, check_part};
@@ -21,9 +21,9 @@ use super::volume::{MountRequest, MountView};
 use super::{auto_standby, compression, env, health, policy, rates, sizes, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
-use crate::egress::{CertificateAuthority, EgressSpec};
+use crate::egress::{CertificateAuthority, EgressSpec, placeholder};
 use crate::health::HealthCheck;
-use crate::instance::{Hypervisor, Instance as Kind, PowerCause, Rates, Secret, State};
+use crate::instance::{Hypervisor, Instance as Kind, InstanceSpec, PowerCause, Rates, Secret, State};
 use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
@@ -377,6 +377,20 @@ pub struct NetworkView {
     /// Limit of the rate from the guest that is in force; absent without a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_upload: Option<String>,
+    /// An addition to Hypeman's API: mediated egress; absent without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressView>,
+}
+
+/// Returns the variables of an instance. The value of a credential's source is replaced by the placeholder that the
+/// guest has.
+fn shown_env(spec: &InstanceSpec) -> BTreeMap<String, String> {
+    let credentials = || spec.egress.iter().flat_map(|egress| &egress.credentials);
+    let shown = |name: &String, value: &Secret| {
+        let its = credentials().find(|(_, credential)| credential.source.env == *name);
+        its.map_or_else(|| value.0.clone(), |(credential, _)| placeholder(credential))
+    };
+    spec.env.iter().map(|(name, value)| (name.clone(), shown(name, value))).collect()
 }
 
 impl NetworkView {
@@ -388,6 +402,7 @@ impl NetworkView {
             mac: port.map(|port| port.mac.to_string()),
             bandwidth_download: port.and_then(|port| port.bandwidth.download).map(|rate| rate.to_string()),
             bandwidth_upload: port.and_then(|port| port.bandwidth.upload).map(|rate| rate.to_string()),
+            egress: None,
         }
     }
 }
@@ -425,8 +440,8 @@ impl Instance {
             overlay_size: spec.overlay.to_string(),
             disk_io_bps: spec.disk_rate().map(|rate| rate.to_string()),
             vcpus: spec.vcpus,
-            env: spec.env.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
-            network: NetworkView::of(spec.has_network, port),
+            env: shown_env(spec),
+            network: NetworkView { egress: spec.egress.as_ref().map(EgressView::from), ..NetworkView::of(spec.has_network, port) },
             volumes: spec.volumes.iter().map(Into::into).collect(),
             hypervisor: spec.hypervisor,
             platform: spec.platform,

@@ -43,6 +43,7 @@ pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 pub use bandwidth::BandwidthAsked;
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
 pub use copy::{CopyFrame, CopyHeader, CopyRequest, Direction, PathView, named, path_fields};
+pub use egress::{EgressView, EnforcementView};
 pub use env::check_total as check_env;
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ControlFrame, ExecControl, ExecRequest};

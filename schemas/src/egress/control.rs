@@ -47,6 +47,8 @@ pub struct MediatorSettings {
 pub enum ControlRequest {
     /// Asks for the state of the process.
     State,
+    /// Asks for the policy of an instance.
+    Inspect(Uid),
     /// Sets the policy of an instance.
     Put(Box<Policy>),
     /// Removes the policy of an instance and cuts its connections.
@@ -58,6 +60,8 @@ pub enum ControlRequest {
 #[serde(rename_all = "snake_case")]
 pub enum ControlReply {
     State(MediatorState),
+    /// The fingerprint of the policy that was asked for, or `None` without one.
+    Policy(Option<String>),
     Done,
     /// The request cannot be carried out; nothing was changed.
     Refused(String),

@@ -25,10 +25,10 @@ use crate::hypervisor::driver::{FIRST_DESCRIPTOR, Handed, Needs, VmmCommand};
 /// connection.
 const DESCRIPTORS_MAX: u64 = 4096;
 /// Memory that a VMM may lock, in bytes: the kernel's own default. Guests' RAM is not locked.
-const LOCKED_BYTES_MAX: u64 = 8 << 20;
+pub(super) const LOCKED_BYTES_MAX: u64 = 8 << 20;
 /// Limit on a core dump, in bytes. The kernel gives none of this length, also where dumps go to a program, which a
 /// limit of zero does not forbid.
-const CORE_BYTES_MAX: u64 = 1;
+pub(super) const CORE_BYTES_MAX: u64 = 1;
 
 /// Number of views that are kept. A daemon needs one for each program, and others after its kernel was replaced.
 const VIEWS_MAX: usize = 8;
@@ -46,13 +46,13 @@ const NAMESPACES: [(&str, libc::c_int); 5] = [
 /// The jails of one daemon. Clones share their views.
 #[derive(Debug, Clone)]
 pub struct Jails {
-    users: UserRange,
+    pub(super) users: UserRange,
     /// A directory in which views are put together; nothing is seen there outside of them.
     point: PathBuf,
-    namespaces: u64,
-    has_filters: bool,
+    pub(super) namespaces: u64,
+    pub(super) has_filters: bool,
     has_walls: bool,
-    views: Arc<Mutex<BTreeMap<Vec<Seen>, Arc<View>>>>,
+    views: Arc<Mutex<BTreeMap<(Vec<Seen>, bool), Arc<View>>>>,
     programs: Arc<Mutex<BTreeMap<PathBuf, Vec<Seen>>>>,
 }
 
@@ -177,7 +177,7 @@ impl Jails {
         user: u32,
         ram: Option<&OwnedFd>,
     ) -> io::Result<Walls> {
-        let view = self.view(program, needs.files)?;
+        let view = self.view(program, needs.files, false)?;
         let mut opens = Vec::new();
         for (path, handed) in &needs.opens {
             opens.push((text(path.as_os_str().as_bytes())?, open(handed, ram)?));
@@ -187,7 +187,12 @@ impl Jails {
     }
 
     /// Returns the view of a program with its libraries and these files, which is made once until one is replaced.
-    fn view(&self, program: &Path, files: Vec<PathBuf>) -> io::Result<Arc<View>> {
+    pub(super) fn view(
+        &self,
+        program: &Path,
+        files: Vec<PathBuf>,
+        has_network: bool,
+    ) -> io::Result<Arc<View>> {
         let mut all = self.files_of(program)?;
         all.extend(files);
         // A directory comes before what is below it, which is seen in it already.
@@ -198,15 +203,16 @@ impl Jails {
         // Before the view is made: a file that is replaced meanwhile makes another view necessary.
         let seen = all.iter().cloned().map(Seen::of).collect::<io::Result<Vec<_>>>()?;
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = views.get(&seen) {
+        let key = (seen, has_network);
+        if let Some(view) = views.get(&key) {
             return Ok(view.clone());
         }
-        let view = Arc::new(View::make(&self.point, all)?);
+        let view = Arc::new(View::make(&self.point, all, has_network)?);
         // Views of an earlier kernel or program are not needed again. Their VMMs keep them.
         if views.len() >= VIEWS_MAX {
             views.clear();
         }
-        views.insert(seen, view.clone());
+        views.insert(key, view.clone());
         Ok(view)
     }
 
@@ -250,7 +256,7 @@ fn open(handed: &Handed, ram: Option<&OwnedFd>) -> io::Result<OwnedFd> {
     })
 }
 
-fn text(bytes: &[u8]) -> io::Result<CString> {
+pub(super) fn text(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(io::Error::other)
 }
 

@@ -160,13 +160,45 @@ impl Filters {
     /// # Errors
     /// Returns an error on a processor that is not supported.
     pub(super) fn new(program: &CStr) -> io::Result<Self> {
+        Self::with(rules(program).map_err(io::Error::other)?)
+    }
+
+    /// Builds the programs for the process that carries egress, which runs the program of this name.
+    ///
+    /// # Errors
+    /// Returns an error on a processor that is not supported.
+    pub(super) fn for_carrier(program: &CStr) -> io::Result<Self> {
+        let mut rules = rules(program).map_err(io::Error::other)?;
+        allow_internet(&mut rules).map_err(io::Error::other)?;
+        Self::with(rules)
+    }
+
+    fn with(rules: BTreeMap<i64, Vec<SeccompRule>>) -> io::Result<Self> {
         let action = SeccompAction::Errno(libc::EPERM as u32);
-        let rules = rules(program).map_err(io::Error::other)?;
         let arch: TargetArch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, arch);
         let refused = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
         Ok(Self { refused, opens: opens() })
     }
+}
+
+/// Calls of the process that carries egress: it makes connections, and takes the sockets that it inherited by a
+/// descriptor of itself. It sees no other process.
+const OF_CARRIER: [libc::c_long; 5] =
+    [libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_pidfd_open, libc::SYS_pidfd_getfd];
+
+/// Adds the rule for sockets of other families than those of the Internet: they could load a module of the host.
+fn allow_internet(rules: &mut BTreeMap<i64, Vec<SeccompRule>>) -> Result<(), seccompiler::BackendError> {
+    for call in OF_CARRIER {
+        rules.remove(&call);
+    }
+    let differs = |family: libc::c_int| {
+        let family = u64::from(family.cast_unsigned());
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
+    };
+    let other = SeccompRule::new(vec![differs(libc::AF_INET)?, differs(libc::AF_INET6)?])?;
+    rules.insert(libc::SYS_socket, vec![other]);
+    Ok(())
 }
 
 fn rules(program: &CStr) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {

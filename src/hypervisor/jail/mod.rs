@@ -3,6 +3,7 @@
 //! ```text
 //! mod          Jail: all that the child needs, prepared by the daemon before the child exists
 //! build        from the needs of a driver to a Jail; opens the files that are handed over
+//! carrier      the same for the process that carries mediated egress
 //! spawn        the child: its clone, its report, and its end
 //! enter        the system calls of the child, in their order
 //! view         the mount namespace with the program and its files
@@ -22,6 +23,7 @@
 //! reported.
 
 mod build;
+mod carrier;
 mod enter;
 mod filters;
 mod libraries;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 
 pub(crate) use self::build::Given;
 pub use self::build::Jails;
+pub(crate) use self::carrier::CarrierCommand;
 pub use self::seen::{host_walls, missing_walls};
 pub use self::spawn::Spawned;
 pub(crate) use self::spawn::spawn;

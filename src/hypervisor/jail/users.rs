@@ -67,6 +67,12 @@ impl UserRange {
         start < end && start.saturating_add(length) > first
     }
 
+    /// Returns the id of the process that carries mediated egress. No VM has its number: vsock(7) reserves it.
+    #[must_use]
+    pub fn mediator(self) -> u32 {
+        self.first + 1
+    }
+
     /// Returns the id of the VM with this guest context id, or `None` when the range has too few.
     #[must_use]
     pub fn user(self, cid: u32) -> Option<u32> {

@@ -36,18 +36,18 @@ const SIZE: &std::ffi::CStr = c"size=1m,mode=755";
 
 impl View {
     /// Makes a view of these files and directories, at the paths that they have on the host. `point` is a directory
-    /// that exists; nothing is seen of the mount there outside of the new namespace.
+    /// that exists; nothing is seen of the mount there outside of the new namespace. A program with a network may connect.
     ///
     /// # Errors
     /// The error of a mount, with the path.
-    pub(super) fn make(point: &Path, files: Vec<PathBuf>) -> io::Result<Self> {
+    pub(super) fn make(point: &Path, files: Vec<PathBuf>, has_network: bool) -> io::Result<Self> {
         let point = point.to_owned();
-        let made = std::thread::Builder::new().spawn(move || make(&point, &files))?.join();
+        let made = std::thread::Builder::new().spawn(move || make(&point, &files, has_network))?.join();
         made.unwrap_or_else(|_| Err(io::Error::other("the thread that makes a view ended")))
     }
 }
 
-fn make(point: &Path, files: &[PathBuf]) -> io::Result<View> {
+fn make(point: &Path, files: &[PathBuf], has_network: bool) -> io::Result<View> {
     #[expect(unsafe_code, reason = "a thread with a mount namespace of its own; the others keep theirs")]
     // SAFETY: the thread shares its descriptors with the others as before, and ends after it has made the view.
     unsafe {
@@ -72,7 +72,7 @@ fn make(point: &Path, files: &[PathBuf]) -> io::Result<View> {
     rustix::process::chdir("/")?;
     mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | flags, "")?;
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let rules = rules(root)?.map(prepared).transpose()?;
+    let rules = rules(root, has_network)?.map(prepared).transpose()?;
     Ok(View { namespace: prepared(namespace)?, rules })
 }
 
@@ -104,13 +104,14 @@ fn show(path: &Path, mounted: &OwnedFd, is_directory: bool) -> io::Result<()> {
     Ok(mount_remount(relative, flags, "")?)
 }
 
-/// Makes the rules of landlock: below the root a VMM reads and runs files. It connects to no TCP port, and to no
-/// abstract socket and signals no process outside, as far as the kernel can forbid that.
-fn rules(root: OwnedFd) -> io::Result<Option<OwnedFd>> {
+/// Makes the rules of landlock: below the root a program reads and runs files. Without a network it connects to no TCP
+/// port. It connects to no abstract socket and signals no process outside, as far as the kernel can forbid that.
+fn rules(root: OwnedFd, has_network: bool) -> io::Result<Option<OwnedFd>> {
     const NEWEST: ABI = ABI::V6;
+    let net = if has_network { AccessNet::BindTcp.into() } else { AccessNet::from_all(NEWEST) };
     let rules = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(NEWEST)))
+        .and_then(|rules| rules.handle_access(net))
         .and_then(|rules| rules.scope(Scope::from_all(NEWEST)))
         .and_then(Ruleset::create)
         .and_then(|rules| rules.add_rule(PathBeneath::new(root, AccessFs::from_read(ABI::V1))));
