@@ -91,6 +91,17 @@ fn classify_v6(address: Ipv6Addr) -> AddressClass {
     }
 }
 
+/// Returns an address in its canonical form, and the IPv4 addresses that it leads to by a translation mechanism.
+#[must_use]
+pub fn addresses_in(address: IpAddr) -> Vec<IpAddr> {
+    let address = address.to_canonical();
+    let contained = match address {
+        IpAddr::V4(_) => Vec::new(),
+        IpAddr::V6(address) => embedded_v4(address),
+    };
+    std::iter::once(address).chain(contained.into_iter().map(IpAddr::from)).collect()
+}
+
 /// Returns the IPv4 addresses that an IPv6 address of a translation mechanism contains.
 fn embedded_v4(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     let join = |high: u16, low: u16| {
@@ -120,20 +131,22 @@ pub struct AddressRules {
 }
 
 impl AddressRules {
+    /// Returns `true` if the configuration opens a network with this address.
+    #[must_use]
+    pub fn opens(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.allow.iter().any(|network| network.contains(&address))
+    }
+
     /// Checks whether guests may reach an address.
     ///
     /// # Errors
     /// Returns the class for which the address is refused.
     pub fn check(&self, address: IpAddr) -> Result<(), AddressClass> {
-        let address = address.to_canonical();
-        if self.allow.iter().any(|network| network.contains(&address)) {
+        if self.opens(address) {
             return Ok(());
         }
-        let contained = match address {
-            IpAddr::V4(_) => Vec::new(),
-            IpAddr::V6(address) => embedded_v4(address).into_iter().map(IpAddr::from).collect(),
-        };
-        if std::iter::once(address).chain(contained).any(|one| self.own.contains(&one)) {
+        if addresses_in(address).iter().any(|one| self.own.contains(one)) {
             return Err(AddressClass::Own);
         }
         match classify(address) {

@@ -20,20 +20,20 @@ pub enum TlsUse {
     Intercept,
 }
 
-/// A line: one request, or one connection that carries no readable request.
+/// A line: one request, one connection that carries no readable request, or one refused question for a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditLine {
     /// The time at which the request or the connection ended.
     pub time: Timestamp,
-    /// Number of the connection, unique in one run of the proxy.
+    /// Number of the connection, unique in one run of the proxy; 0 for a question for a name.
     pub conn: u64,
-    /// Port of the guest's end of the connection.
+    /// Port of the guest's end of the connection; 0 for a question for a name.
     pub client_port: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Host>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The address that was connected to.
+    /// The address that was connected to, or that was removed from the answer to a question for a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

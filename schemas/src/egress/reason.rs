@@ -62,6 +62,13 @@ reasons! {
     /// The `Host` or the `:authority` of a request differs from the host of its connection.
     Misdirected => "misdirected", "the request names a host that is not the host of its connection";
     AddressDenied => "address_denied", "the host has no address that guests may reach";
+    /// A note: some addresses of the answer to a question were removed, and the others were returned.
+    AddressesRemoved => "addresses_removed", "the host also has addresses that guests may not reach";
+    BadQuestion => "bad_question", "the question for a name is malformed, or of a kind that is not answered";
+    RecordTypeNotAllowed => "record_type_not_allowed", "records of this type are not returned";
+    NameTooLong => "name_too_long", "the name is too long";
+    UnknownInstance => "unknown_instance", "no instance has the name";
+    TooManyQuestions => "too_many_questions", "this instance asks for too many names";
     NameNotFound => "name_not_found", "the host's name was not found";
     NamesFailed => "names_failed", "the host's name could not be resolved";
     UpstreamUnreachable => "upstream_unreachable", "the host cannot be connected to";
@@ -95,7 +102,8 @@ impl Reason {
     #[must_use]
     pub fn decision(self) -> Decision {
         match self {
-            Self::NameNotFound
+            Self::AddressesRemoved
+            | Self::NameNotFound
             | Self::NamesFailed
             | Self::UpstreamUnreachable
             | Self::UpstreamTimeout

@@ -21,6 +21,9 @@ pub const EGRESS_CONNECTIONS_PER_GUEST_MAX: usize = 512;
 /// Largest number of connections of one guest whose first bytes or TLS handshakes are in progress: they cost
 /// processor time.
 pub const EGRESS_HANDSHAKES_PER_GUEST_MAX: usize = 64;
+/// Largest number of new connections of one guest in a second: each may cost a TLS handshake, of which a core makes
+/// some thousands a second.
+pub const EGRESS_HANDSHAKES_PER_SECOND_MAX: u32 = 200;
 /// Largest number of connections through the proxy. With their connections to servers they take about half
 /// of the process's 65,536 descriptors.
 pub const EGRESS_CONNECTIONS_MAX: usize = 16 << 10;

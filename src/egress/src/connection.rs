@@ -118,7 +118,7 @@ async fn tls(guest: Arc<Guest>, mut stream: GuestStream, hello: Hello, target: T
     };
     let dialed = match server.dialed {
         Some(dialed) => Ok(dialed),
-        None => guest.proxy.dialer.connect(&server.host, server.port).await,
+        None => guest.dial(&server.host, server.port).await,
     };
     let dialed = match dialed {
         Ok(dialed) => dialed,
@@ -186,7 +186,7 @@ async fn opaque(guest: &Guest, mut stream: GuestStream, authority: Authority, di
     record.set_destination(&authority.host, authority.port);
     let dialed = match dialed {
         Some(dialed) => Ok(dialed),
-        None => guest.proxy.dialer.connect(&authority.host, authority.port).await,
+        None => guest.dial(&authority.host, authority.port).await,
     };
     match dialed {
         Ok(dialed) => {

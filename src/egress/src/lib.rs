@@ -8,27 +8,40 @@
 //! Never: reads the TLS connections of hosts without a credential, translates between versions of HTTP, or
 //! shares a connection between guests.
 
+mod address_filter;
 mod alert;
 mod audit;
 mod authority;
+mod bucket;
 mod connection;
+mod control;
+mod directory;
 mod guest;
 mod http;
 mod intercept;
 mod listeners;
 mod mask;
 pub mod names;
+mod own_address;
 mod peek;
 mod policies;
+mod process;
 mod progress;
 mod proxy;
+mod refused_names;
 mod stream;
 mod tunnel;
 mod upstream;
 
+pub use address_filter::AddressFilter;
 pub use audit::{AuditLines, AuditLog, LogFiles};
 pub use authority::{AuthorityError, generate as generate_authority};
+pub use control::{ControlError, ask};
 pub use listeners::{serve_captured, serve_explicit};
+pub use own_address::is_own_address;
 pub use policies::Policies;
+pub use process::{
+    ProcessArguments, ProcessError, RootsError, SocketError, SocketNumbers, Surroundings, run, run_in,
+};
 pub use proxy::{Destinations, Proxy, ProxyConfig, ProxyError, Redirected};
 pub use upstream::{Addresses, Names, NamesError};

@@ -5,16 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use stead_schemas::egress::Policy;
-use stead_schemas::limits::{EGRESS_CONNECTIONS_PER_GUEST_MAX, EGRESS_HANDSHAKES_PER_GUEST_MAX};
+use stead_schemas::limits::{
+    EGRESS_CONNECTIONS_PER_GUEST_MAX, EGRESS_HANDSHAKES_PER_GUEST_MAX, EGRESS_HANDSHAKES_PER_SECOND_MAX,
+};
 use stead_schemas::names::Uid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::audit::AuditLog;
 use crate::authority::{Authority, AuthorityError};
+use crate::bucket::Bucket;
 use crate::mask::Mask;
+
+/// Time after which a guest may make one more handshake.
+const HANDSHAKE_TIME: Duration =
+    Duration::from_nanos(1_000_000_000 / EGRESS_HANDSHAKES_PER_SECOND_MAX as u64);
 
 /// A policy in the form that connections use.
 #[derive(Debug)]
@@ -33,6 +42,7 @@ struct Entry {
     log: AuditLog,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    rate: Mutex<Bucket>,
 }
 
 /// The table; it is shared by all listeners.
@@ -48,8 +58,8 @@ impl Policies {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the policy of an instance; `open` opens the audit log of an instance that has none yet. When this
-    /// returns, new requests use the policy, and connections that it does not allow are being cut.
+    /// Sets the policy of an instance; `open` opens the audit log of an instance that has none yet, under any
+    /// address. When this returns, new requests use the policy, and connections that it does not allow are being cut.
     ///
     /// # Errors
     /// Fails for an authority that cannot be used; the instance then keeps the policy that it has.
@@ -67,12 +77,14 @@ impl Policies {
         match entry {
             Some(entry) => drop(entry.active.send_replace(active)),
             None => {
+                let log = all.values().find(|entry| entry.owner == owner).map(|entry| entry.log.clone());
                 let entry = Entry {
                     owner: owner.clone(),
                     active: watch::Sender::new(active),
-                    log: open(),
+                    log: log.unwrap_or_else(open),
                     connections: Arc::new(Semaphore::new(EGRESS_CONNECTIONS_PER_GUEST_MAX)),
                     handshakes: Arc::new(Semaphore::new(EGRESS_HANDSHAKES_PER_GUEST_MAX)),
+                    rate: Mutex::new(Bucket::full(Instant::now().into_std())),
                 };
                 if let Some(other) = all.insert(address, Arc::new(entry)) {
                     other.active.send_replace(None);
@@ -106,6 +118,22 @@ impl Policies {
         let all = self.read();
         let fingerprint = |entry: &Entry| Some(entry.active.borrow().as_ref()?.policy.fingerprint.clone());
         all.values().filter_map(|entry| Some((entry.owner.clone(), fingerprint(entry)?))).collect()
+    }
+
+    /// Returns `true` if an instance has a policy, and thus an audit log.
+    #[must_use]
+    pub fn contains(&self, owner: &Uid) -> bool {
+        self.read().values().any(|entry| entry.owner == *owner)
+    }
+
+    /// Returns the policy of the guest with this address.
+    pub(crate) fn active(&self, address: IpAddr) -> Option<Arc<Active>> {
+        self.read().get(&address.to_canonical())?.active.borrow().clone()
+    }
+
+    /// Returns the audit log of the guest with this address.
+    pub(crate) fn log(&self, address: IpAddr) -> Option<AuditLog> {
+        Some(self.read().get(&address.to_canonical())?.log.clone())
     }
 
     /// Returns the access of a new connection from this address to its policy.
@@ -149,7 +177,16 @@ impl Lease {
         self.entry.connections.clone().try_acquire_owned().ok()
     }
 
-    /// Takes a permit for the first bytes of a connection.
+    /// Takes a permit for the first bytes of a new connection; returns `None` also when there were too many new
+    /// connections in the last second.
+    pub(crate) fn new_handshake(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.handshake()?;
+        let mut rate = self.entry.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now().into_std();
+        rate.take(now, HANDSHAKE_TIME, EGRESS_HANDSHAKES_PER_SECOND_MAX).then_some(permit)
+    }
+
+    /// Takes a permit for the first bytes within a connection.
     pub(crate) fn handshake(&self) -> Option<OwnedSemaphorePermit> {
         self.entry.handshakes.clone().try_acquire_owned().ok()
     }
@@ -245,5 +282,33 @@ mod tests {
             std::iter::from_fn(|| lease.handshake()).collect::<Vec<_>>().len(),
             EGRESS_HANDSHAKES_PER_GUEST_MAX
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_connections_of_a_guest_have_a_rate_of_their_own() {
+        let policies = Policies::default();
+        policies.put(policy('a', "10.0.0.2", "1"), log).expect("set");
+        policies.put(policy('b', "10.0.0.3", "1"), log).expect("set");
+        let lease = policies.find(address("10.0.0.2")).expect("found");
+        let count = |lease: &Lease| std::iter::from_fn(|| lease.new_handshake().map(drop)).count();
+        let most = usize::try_from(EGRESS_HANDSHAKES_PER_SECOND_MAX).expect("small");
+        assert_eq!(count(&lease), most);
+        // The rate is kept over a change of the policy, and is no other guest's.
+        policies.put(policy('a', "10.0.0.2", "2"), log).expect("set");
+        assert_eq!(count(&policies.find(address("10.0.0.2")).expect("found")), 0);
+        assert_eq!(count(&policies.find(address("10.0.0.3")).expect("found")), most);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert_eq!(count(&lease), most / 2);
+        assert!(lease.handshake().is_some(), "a tunnel within a connection is no new connection");
+    }
+
+    #[tokio::test]
+    async fn an_instance_keeps_its_log_when_its_address_changes() {
+        let policies = Policies::default();
+        policies.put(policy('a', "10.0.0.2", "1"), log).expect("set");
+        assert!(policies.contains(&uid('a')) && !policies.contains(&uid('b')));
+        policies.put(policy('a', "10.0.0.3", "2"), || unreachable!("it has a log")).expect("set");
+        assert!(policies.log(address("10.0.0.3")).is_some() && policies.log(address("10.0.0.2")).is_none());
+        assert!(policies.active(address("10.0.0.3")).is_some());
     }
 }

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
-use stead_schemas::addresses::AddressRules;
 use stead_schemas::limits::EGRESS_CONNECTIONS_MAX;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::address_filter::AddressFilter;
 use crate::authority::{AuthorityError, LeafKey};
 use crate::policies::Policies;
 use crate::upstream::{Dialer, Names, UpstreamTls};
@@ -38,8 +38,11 @@ impl Destinations for Redirected {
 
 /// The parts that a proxy is made of.
 pub struct ProxyConfig {
+    /// The table of policies, which may be filled before there is a proxy.
+    pub policies: Arc<Policies>,
     pub names: Arc<dyn Names>,
-    pub rules: AddressRules,
+    /// The addresses that guests may reach.
+    pub filter: AddressFilter,
     /// The authorities that servers are verified by.
     pub roots: RootCertStore,
     pub destinations: Arc<dyn Destinations>,
@@ -47,7 +50,7 @@ pub struct ProxyConfig {
 
 impl fmt::Debug for ProxyConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProxyConfig").field("rules", &self.rules).finish_non_exhaustive()
+        f.debug_struct("ProxyConfig").field("filter", &self.filter).finish_non_exhaustive()
     }
 }
 
@@ -62,7 +65,7 @@ pub enum ProxyError {
 
 /// The proxy.
 pub struct Proxy {
-    pub(crate) policies: Policies,
+    pub(crate) policies: Arc<Policies>,
     pub(crate) dialer: Dialer,
     pub(crate) tls: UpstreamTls,
     pub(crate) leaf_key: LeafKey,
@@ -79,15 +82,15 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    /// Creates a proxy without policies, which carries nothing.
+    /// Creates a proxy. It carries nothing while there is no policy.
     ///
     /// # Errors
     /// Fails without random numbers.
     pub fn new(config: ProxyConfig) -> Result<Arc<Self>, ProxyError> {
-        let ProxyConfig { names, rules, roots, destinations } = config;
+        let ProxyConfig { policies, names, filter, roots, destinations } = config;
         Ok(Arc::new(Self {
-            policies: Policies::default(),
-            dialer: Dialer::new(names, rules),
+            policies,
+            dialer: Dialer::new(names, filter),
             tls: UpstreamTls::new(roots)?,
             leaf_key: LeafKey::generate()?,
             provider: Arc::new(rustls::crypto::ring::default_provider()),
@@ -103,9 +106,9 @@ impl Proxy {
         &self.policies
     }
 
-    /// Replaces the rules for addresses; connections that were made stay.
-    pub fn set_address_rules(&self, rules: AddressRules) {
-        self.dialer.set_rules(rules);
+    /// Replaces the filter of addresses; connections that were made stay.
+    pub fn set_address_filter(&self, filter: AddressFilter) {
+        self.dialer.set_filter(filter);
     }
 
     /// Returns the number of a new connection.

@@ -255,7 +255,7 @@ impl Exchange {
         let dialed = plain.dialed.lock().unwrap_or_else(PoisonError::into_inner).take();
         let dialed = match dialed {
             Some(dialed) => dialed,
-            None => self.guest.proxy.dialer.connect(&authority.host, authority.port).await?,
+            None => self.guest.dial(&authority.host, authority.port).await?,
         };
         let (sender, _) = Sender::open(dialed.stream, Protocol::Http1, &self.life).await?;
         let new = Kept { authority: authority.clone(), sender: Arc::new(sender), address: dialed.address };

@@ -82,10 +82,10 @@ async fn target(guest: &Guest, request: &Request<Incoming>, record: &mut Record)
         return Err(Reason::HostNotAllowed);
     }
     let dialed = match &authority.host {
-        Host::Name(_) => Some(guest.proxy.dialer.connect(&authority.host, authority.port).await?),
+        Host::Name(_) => Some(guest.dial(&authority.host, authority.port).await?),
         // A server name in the tunnel may name another server, which is connected to instead.
         Host::Address(address) => {
-            guest.proxy.dialer.check(*address)?;
+            guest.proxy.dialer.check(*address, authority.port)?;
             None
         }
     };

@@ -84,7 +84,7 @@ where
             continue;
         };
         watch_over(&stream);
-        if let Ok(guest) = Guest::new(&proxy, lease, client.port(), permit) {
+        if let Ok(guest) = Guest::new(&proxy, lease, client, permit) {
             connections.spawn(serve(guest, stream));
         }
     }
@@ -101,21 +101,22 @@ fn watch_over(stream: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::net::IpAddr;
     use std::sync::{Mutex, PoisonError};
 
     use rustls::RootCertStore;
-    use stead_schemas::addresses::AddressRules;
     use stead_schemas::egress::HostName;
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::address_filter::AddressFilter;
     use crate::proxy::{ProxyConfig, Redirected};
     use crate::upstream::{Addresses, Names, NamesError};
 
     struct NoNames;
 
     impl Names for NoNames {
-        fn resolve<'a>(&'a self, _: &'a HostName) -> Addresses<'a> {
+        fn resolve<'a>(&'a self, _: IpAddr, _: &'a HostName) -> Addresses<'a> {
             Box::pin(async { Err(NamesError::NotFound) })
         }
     }
@@ -134,7 +135,8 @@ mod tests {
     async fn accepting_goes_on_without_descriptors_and_ends_with_the_socket() {
         let config = ProxyConfig {
             names: Arc::new(NoNames),
-            rules: AddressRules::default(),
+            policies: Arc::default(),
+            filter: AddressFilter::default(),
             roots: RootCertStore::empty(),
             destinations: Arc::new(Redirected),
         };

@@ -8,16 +8,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::limits::{RATE_BURST, RATE_PER_SECOND, RATED_GUESTS_MAX};
+use crate::bucket::Bucket;
 
 /// Time after which a bucket has one more token.
 const TOKEN_TIME: Duration = Duration::from_nanos(1_000_000_000 / RATE_PER_SECOND as u64);
-
-/// The bucket of a guest: the time at which it is full. A full bucket has [`RATE_BURST`] tokens, and each one that is
-/// taken moves this time by [`TOKEN_TIME`].
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    full_at: Instant,
-}
 
 /// The buckets of all guests.
 #[derive(Debug, Default)]
@@ -31,19 +25,13 @@ impl Rates {
         if !self.buckets.contains_key(&guest) && !self.has_room(now) {
             return false;
         }
-        let bucket = self.buckets.entry(guest).or_insert(Bucket { full_at: now });
-        let full_at = bucket.full_at.max(now) + TOKEN_TIME;
-        let has_token = full_at.duration_since(now) <= TOKEN_TIME * RATE_BURST;
-        if has_token {
-            bucket.full_at = full_at;
-        }
-        has_token
+        self.buckets.entry(guest).or_insert(Bucket::full(now)).take(now, TOKEN_TIME, RATE_BURST)
     }
 
     /// Returns whether one more guest fits; forgets full buckets if necessary, which are as good as new ones.
     fn has_room(&mut self, now: Instant) -> bool {
         if self.buckets.len() >= RATED_GUESTS_MAX {
-            self.buckets.retain(|_, bucket| bucket.full_at > now);
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
         }
         self.buckets.len() < RATED_GUESTS_MAX
     }

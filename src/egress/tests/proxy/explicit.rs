@@ -13,7 +13,7 @@ fn connect(target: &str) -> String {
 #[tokio::test]
 async fn row_18_addresses_of_this_host_are_refused_however_they_are_written() {
     let mut world = World::new().await;
-    world.proxy.set_address_rules(stead_schemas::addresses::AddressRules::default());
+    world.proxy.set_address_filter(stead_egress::AddressFilter::default());
     for name in ["localhost", "rebind.example"] {
         world.names.set(name, &["127.0.0.1", "::1"]);
     }

@@ -10,8 +10,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use stead_egress::{
-    Addresses, AuditLines, AuditLog, Destinations, Names, NamesError, Proxy, ProxyConfig, generate_authority,
-    serve_captured, serve_explicit,
+    AddressFilter, Addresses, AuditLines, AuditLog, Destinations, Names, NamesError, Proxy, ProxyConfig,
+    generate_authority, serve_captured, serve_explicit,
 };
 use stead_schemas::addresses::AddressRules;
 use stead_schemas::egress::{
@@ -79,7 +79,7 @@ impl Table {
 }
 
 impl Names for Table {
-    fn resolve<'a>(&'a self, name: &'a HostName) -> Addresses<'a> {
+    fn resolve<'a>(&'a self, _: IpAddr, name: &'a HostName) -> Addresses<'a> {
         let found = self.0.lock().expect("not poisoned").get(name.as_str()).cloned();
         Box::pin(async move { found.ok_or(NamesError::NotFound) })
     }
@@ -135,7 +135,9 @@ impl World {
         let original = Arc::new(Original(Mutex::new(SocketAddr::from(([198, 51, 100, 1], 443)))));
         let rules = AddressRules { allow: vec!["127.0.0.0/8".parse().expect("a network")], own: [].into() };
         let roots = test_authority.roots();
-        let config = ProxyConfig { names: names.clone(), rules, roots, destinations: original.clone() };
+        let filter = AddressFilter::new(rules, []);
+        let (policies, destinations) = (Arc::default(), original.clone());
+        let config = ProxyConfig { policies, names: names.clone(), filter, roots, destinations };
         let proxy = Proxy::new(config).expect("made");
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (captured, explicit) = (listen().await.expect("bound"), listen().await.expect("bound"));
