@@ -12,6 +12,7 @@ mod base;
 mod client;
 mod copy;
 mod daemon;
+mod egress;
 mod exec;
 mod follow;
 mod health;
@@ -130,6 +131,9 @@ enum Verb {
     /// Manage ingresses: host names that lead to instances.
     #[command(subcommand)]
     Ingress(ingresses::IngressVerb),
+    /// Show what instances reach through mediated egress.
+    #[command(subcommand)]
+    Egress(egress::EgressVerb),
     /// Manage the standby of idle instances.
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
@@ -238,6 +242,10 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    // This process makes its own runtime.
+    if let Verb::Egress(egress::EgressVerb::Serve(serve)) = cli.verb {
+        return egress::serve(*serve);
+    }
     let runtime = runtime().map_err(|error| Failure::Other(error.to_string()))?;
     let is_daemon = matches!(cli.verb, Verb::Serve(_));
     let result = runtime.block_on(async {
@@ -275,6 +283,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
         Verb::Volume(verb) => volumes::volume(&client()?, verb, output).await,
         Verb::Ingress(verb) => ingresses::ingress(&client()?, verb, output).await,
+        Verb::Egress(egress::EgressVerb::Serve(serve)) => egress::serve(*serve),
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,

@@ -210,7 +210,7 @@ fn note(notifications: &mut BTreeSet<Notification>, item: Notification) {
     match &item {
         Notification::Gone(uid) => drop(notifications.remove(&Notification::Owner(uid.clone()))),
         Notification::Owner(uid) => drop(notifications.remove(&Notification::Gone(uid.clone()))),
-        Notification::Nic(_) | Notification::Host | Notification::Everything => {}
+        Notification::Nic(_) | Notification::Lane(_) | Notification::Host | Notification::Everything => {}
     }
     notifications.insert(item);
 }

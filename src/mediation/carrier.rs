@@ -146,17 +146,26 @@ impl Carriers {
     fn spawn(&self, owner: &Uid, settings: &MediatorSettings) -> io::Result<()> {
         let config = &self.0.config;
         let sockets = sockets(&self.socket(), settings)?;
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(config.data_dir.join("egress.log"))?;
+        let log =
+            File::options().create(true).append(true).mode(0o600).open(config.data_dir.join("egress.log"))?;
         let roots = config.roots.display().to_string();
         let settings = serde_json::to_string(settings)?;
         let daemon = rustix::process::geteuid().as_raw().to_string();
         let arguments = [
-            "egress", "serve", "--settings", &settings, "--roots", &roots, "--daemon", &daemon, OWNER,
-            owner.as_str(), BUILD, &build()?, MARK, &self.mark(),
+            "egress",
+            "serve",
+            "--settings",
+            &settings,
+            "--roots",
+            &roots,
+            "--daemon",
+            &daemon,
+            OWNER,
+            owner.as_str(),
+            BUILD,
+            &build()?,
+            MARK,
+            &self.mark(),
         ];
         let command = CarrierCommand {
             program: program()?,

@@ -82,7 +82,10 @@ mod tests {
         let problems = |config: EgressConfig| {
             let mut problems = Vec::new();
             config.check(&mut problems);
-            problems.iter().filter_map(|problem| Some(problem.split_once(':')?.0.to_owned())).collect::<Vec<_>>()
+            problems
+                .iter()
+                .filter_map(|problem| Some(problem.split_once(':')?.0.to_owned()))
+                .collect::<Vec<_>>()
         };
         let default = EgressConfig::default;
         assert_eq!(problems(default()), [""; 0]);
@@ -90,7 +93,10 @@ mod tests {
         assert_eq!(problems(EgressConfig { ports, ..default() }), ["egress.ports"]);
         let network: Cidr = "10.0.0.0/8".parse().expect("valid");
         let networks = |count| EgressConfig { networks: vec![network; count], ..default() };
-        assert_eq!((problems(networks(NETWORKS_MAX)).len(), problems(networks(NETWORKS_MAX + 1)).len()), (0, 1));
+        assert_eq!(
+            (problems(networks(NETWORKS_MAX)).len(), problems(networks(NETWORKS_MAX + 1)).len()),
+            (0, 1)
+        );
         assert_eq!(problems(EgressConfig { roots: "roots.pem".into(), ..default() }), ["egress.roots"]);
     }
 

@@ -118,8 +118,9 @@ impl Daemon {
                 mac,
                 class: 1,
                 has_queues: false,
-                bandwidth: limits(12_500_000), lane: Default::default(),
-};
+                bandwidth: limits(12_500_000),
+                lane: Default::default(),
+            };
             let new =
                 New { uid: None, name: Name::from(&uid('p')), tags: Default::default(), owner: None, spec };
             Ok::<_, TxError>((network, tx.create::<Nic>(new)?.meta.uid.clone()))

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
 use crate::egress::{
-    AskedCredential, AskedEgress, AskedInjection, CertificateAuthority, Credential, EgressMode, EgressSpec, Enforcement,
-    HostPattern, allow_hosts, credentials, requirements,
+    AskedCredential, AskedEgress, AskedInjection, CertificateAuthority, Credential, EgressMode, EgressSpec,
+    Enforcement, HostPattern, allow_hosts, credentials, requirements,
 };
 use crate::instance::Secret;
 use crate::limits::{EGRESS_HOSTS_MAX, HOSTNAME_BYTES_MAX};

@@ -441,7 +441,10 @@ impl Instance {
             disk_io_bps: spec.disk_rate().map(|rate| rate.to_string()),
             vcpus: spec.vcpus,
             env: shown_env(spec),
-            network: NetworkView { egress: spec.egress.as_ref().map(EgressView::from), ..NetworkView::of(spec.has_network, port) },
+            network: NetworkView {
+                egress: spec.egress.as_ref().map(EgressView::from),
+                ..NetworkView::of(spec.has_network, port)
+            },
             volumes: spec.volumes.iter().map(Into::into).collect(),
             hypervisor: spec.hypervisor,
             platform: spec.platform,

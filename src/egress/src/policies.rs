@@ -112,6 +112,14 @@ impl Policies {
         });
     }
 
+    /// Returns the fingerprint of the policy of an instance, if it has one.
+    #[must_use]
+    pub fn fingerprint(&self, owner: &Uid) -> Option<String> {
+        let all = self.read();
+        let entry = all.values().find(|entry| entry.owner == *owner)?;
+        entry.active.borrow().as_ref().map(|active| active.policy.fingerprint.clone())
+    }
+
     /// Lists the instances with the fingerprints of their policies.
     #[must_use]
     pub fn list(&self) -> Vec<(Uid, String)> {

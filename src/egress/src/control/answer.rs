@@ -32,6 +32,7 @@ impl Control {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         match request {
             ControlRequest::State => ControlReply::State(self.state()),
+            ControlRequest::Inspect(owner) => ControlReply::Policy(self.policies.fingerprint(&owner)),
             ControlRequest::Put(policy) => match self.put(*policy, files) {
                 Ok(()) => ControlReply::Done,
                 Err(text) => ControlReply::Refused(text),
@@ -52,8 +53,7 @@ impl Control {
     }
 
     fn put(&self, policy: Policy, files: Vec<OwnedFd>) -> Result<(), String> {
-        let held = (policy.owner.clone(), policy.fingerprint.clone());
-        if self.policies.list().contains(&held) {
+        if self.policies.fingerprint(&policy.owner).as_ref() == Some(&policy.fingerprint) {
             return Ok(());
         }
         let owner = policy.owner.clone();
