@@ -1,4 +1,4 @@
-//! The environment variables that lead programs to the proxy of mediated egress and to its authority. Pure.
+//! The environment variables that lead programs to the proxy of mediated egress, and to its authority. Pure.
 //!
 //! Guarantees: a variable that the program's own environment has is left to it, even if it is empty.
 
@@ -32,12 +32,14 @@ pub(crate) fn variables(
     own: &BTreeMap<String, Secret>,
 ) -> Vec<(String, String)> {
     let Some(egress) = egress else { return Vec::new() };
+    let java = paths.java_store.as_deref().map(java_options);
     let mut all: Vec<(&str, &str)> = PROXY.map(|key| (key, egress.proxy.as_str())).to_vec();
     all.extend(NO_PROXY.map(|key| (key, LOCAL_HOSTS)));
     // Node ignores the variables of the proxy without this one.
     all.push(("NODE_USE_ENV_PROXY", "1"));
     if egress.certificate.is_some() {
         all.extend(paths.certificate.as_deref().map(|path| ("NODE_EXTRA_CA_CERTS", path)));
+        all.extend(java.as_deref().map(|options| ("JDK_JAVA_OPTIONS", options)));
         if let Some(path) = paths.bundle.as_deref() {
             all.extend(BUNDLE.map(|key| (key, path)));
             // Deno trusts no authority of the image without this one. It keeps its own: the bundle may have only ours.
@@ -46,6 +48,11 @@ pub(crate) fn variables(
     }
     let is_free = |(key, _): &(&str, &str)| !own.contains_key(*key);
     all.into_iter().filter(is_free).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// Returns the options that the `java` of versions from 9 on reads from its environment.
+fn java_options(store: &str) -> String {
+    format!("-Djavax.net.ssl.trustStore={store} -Djavax.net.ssl.trustStoreType=PKCS12")
 }
 
 #[cfg(test)]
@@ -60,8 +67,12 @@ mod tests {
         EgressConfig { proxy: URL.to_owned(), certificate: certificate.map(str::to_owned) }
     }
 
-    fn paths(certificate: Option<&str>, bundle: Option<&str>) -> Paths {
-        Paths { certificate: certificate.map(str::to_owned), bundle: bundle.map(str::to_owned) }
+    const STORE: &str = "/run/stead-egress/java.p12";
+
+    fn paths(certificate: Option<&str>, bundle: Option<&str>, store: Option<&str>) -> Paths {
+        let [certificate, bundle, java_store] =
+            [certificate, bundle, store].map(|path| path.map(str::to_owned));
+        Paths { certificate, bundle, java_store }
     }
 
     fn own(keys: &[&str]) -> BTreeMap<String, Secret> {
@@ -90,10 +101,15 @@ mod tests {
         ("SSL_CERT_FILE", IMAGE),
     ];
 
+    const JAVA: [(&str, &str); 1] = [(
+        "JDK_JAVA_OPTIONS",
+        "-Djavax.net.ssl.trustStore=/run/stead-egress/java.p12 -Djavax.net.ssl.trustStoreType=PKCS12",
+    )];
+
     #[test]
     fn programs_get_what_was_configured_and_written_and_keep_what_they_have() {
-        let both = paths(Some(FILE), Some(IMAGE));
-        let all = [&WEB[..], &ALONE, &BUNDLED].concat();
+        let both = paths(Some(FILE), Some(IMAGE), Some(STORE));
+        let all = [&WEB[..], &ALONE, &BUNDLED, &JAVA].concat();
         let every_key: Vec<&str> = all.iter().map(|(key, _)| *key).collect();
         for (configured, written, keys, expected) in [
             (None, both.clone(), &[][..], vec![]),
@@ -102,8 +118,8 @@ mod tests {
             (Some(egress(None)), both.clone(), &[], WEB.to_vec()),
             (Some(egress(Some("PEM"))), both.clone(), &[], all.clone()),
             (Some(egress(Some("PEM"))), both.clone(), &["PATH", "proxy", "NODE_OPTIONS"], all.clone()),
-            (Some(egress(Some("PEM"))), paths(Some(FILE), None), &[], [&WEB[..], &ALONE].concat()),
-            (Some(egress(Some("PEM"))), paths(None, Some(IMAGE)), &[], [&WEB[..], &BUNDLED].concat()),
+            (Some(egress(Some("PEM"))), paths(Some(FILE), None, None), &[], [&WEB[..], &ALONE].concat()),
+            (Some(egress(Some("PEM"))), paths(None, Some(IMAGE), None), &[], [&WEB[..], &BUNDLED].concat()),
             (Some(egress(Some("PEM"))), Paths::default(), &[], WEB.to_vec()),
             (Some(egress(Some("PEM"))), both, &every_key, vec![]),
         ] {
@@ -118,12 +134,12 @@ mod tests {
 
     #[test]
     fn each_variable_is_left_out_alone() {
-        let (egress, paths) = (egress(Some("PEM")), paths(Some(FILE), Some(IMAGE)));
+        let (egress, paths) = (egress(Some("PEM")), paths(Some(FILE), Some(IMAGE), Some(STORE)));
         let keys = |own_keys: &[&str]| -> Vec<String> {
             variables(Some(&egress), &paths, &own(own_keys)).into_iter().map(|(key, _)| key).collect()
         };
         let all = keys(&[]);
-        assert_eq!(all.len(), 16);
+        assert_eq!(all.len(), 17);
         for key in &all {
             let expected: Vec<String> = all.iter().filter(|other| *other != key).cloned().collect();
             assert_eq!(keys(&[key]), expected, "{key}");

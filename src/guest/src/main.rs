@@ -136,7 +136,7 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
     host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))?;
     // The volumes are mounted: a bundle on one of them is the one that programs read.
-    trust::install(config.egress.as_ref());
+    trust::install(config);
     Ok(())
 }
 

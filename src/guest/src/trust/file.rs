@@ -101,7 +101,57 @@ fn exchange(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use rustix::io::Errno;
+    use rustix::mount::{MountFlags, mount, mount_remount};
+
     use super::*;
+    use crate::volumes::scratch;
+
+    /// Size of a small disk, in bytes: 16 pages.
+    const DISK_BYTES: usize = 64 << 10;
+
+    /// Runs a test with a small disk, in a thread with a mount namespace of its own. An ordinary user gets none, which
+    /// is all that the test shows then.
+    fn with_disk(test: impl FnOnce(&Path) + Send + 'static) {
+        let work = || {
+            if let Err(error) = scratch::own_namespace() {
+                assert_eq!(error, Errno::PERM);
+                return;
+            }
+            // The namespace has an empty directory in memory there.
+            let disk = Path::new("/sys/disk");
+            fs::create_dir(disk).expect("made");
+            mount("disk", disk, "tmpfs", MountFlags::empty(), Some(c"size=64k")).expect("mounted");
+            test(disk);
+        };
+        std::thread::spawn(work).join().expect("it succeeds");
+    }
+
+    #[test]
+    fn a_full_disk_keeps_the_old_file() {
+        with_disk(|disk| {
+            let path = disk.join("bundle");
+            fs::write(&path, vec![1; DISK_BYTES / 2]).expect("written");
+            let existing = read(&path).expect("read").expect("there");
+            let failed = replace(&path, &existing, &vec![2; DISK_BYTES]).expect_err("it is full");
+            assert_eq!(failed.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(fs::read(&path).expect("read"), vec![1; DISK_BYTES / 2]);
+            assert_eq!(fs::read_dir(disk).expect("read").count(), 1);
+        });
+    }
+
+    #[test]
+    fn a_disk_that_is_only_read_is_an_error_unless_there_is_nothing_to_write() {
+        with_disk(|disk| {
+            let path = disk.join("own");
+            write_own(&path, b"ours").expect("written");
+            mount_remount(disk, MountFlags::RDONLY, "").expect("remounted");
+            write_own(&path, b"ours").expect("nothing to write");
+            let failed = write_own(&path, b"other").expect_err("it is only read");
+            assert_eq!(failed.kind(), io::ErrorKind::ReadOnlyFilesystem);
+            assert_eq!(fs::read(&path).expect("read"), b"ours");
+        });
+    }
 
     #[test]
     fn a_replaced_file_keeps_its_mode_and_nothing_is_left_beside_it() {

@@ -8,6 +8,7 @@
 //! | each directory of anchors     | a file: programs of the image that make bundles again include it           |
 //! | directory of OpenSSL's hashes | a file named by the hash of the authority's subject                        |
 //! | any image                     | [`CERTIFICATE`], the certificate alone, and [`BUNDLE_LINK`], in memory     |
+//! | a `java`                      | [`JAVA_STORE`], the certificates of the bundle, in memory                  |
 //!
 //! Guarantees: no program of the image is run. No link of the image leads out of its root, and only regular files of
 //! bounded size are read. A second boot of the same disk changes nothing. A failure is logged and does not stop the
@@ -16,16 +17,20 @@
 
 mod bundle;
 mod file;
+mod java;
+mod keystore;
+mod pem;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use stead_schemas::guest::EgressConfig;
+use stead_schemas::guest::Config;
+use stead_schemas::instance::Secret;
 
 use crate::{inside, log_line};
 
@@ -60,6 +65,8 @@ const DIRECTORY: &str = "/run/stead-egress";
 const CERTIFICATE: &str = "/run/stead-egress/authority.pem";
 /// Link to the bundle that has the certificate. An agent that starts anew learns from it which one that is.
 const BUNDLE_LINK: &str = "/run/stead-egress/bundle.pem";
+/// Trust store that takes the position of the one of a Java installation.
+const JAVA_STORE: &str = "/run/stead-egress/java.p12";
 
 /// The files that programs are pointed to, as far as they could be written.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -68,12 +75,16 @@ pub(crate) struct Paths {
     pub(crate) certificate: Option<String>,
     /// Path of the image's bundle, the certificate included.
     pub(crate) bundle: Option<String>,
+    /// Path of Java's trust store, in PKCS #12.
+    pub(crate) java_store: Option<String>,
 }
 
 /// Adds the authority to the present root. Failures are logged.
-pub(crate) fn install(egress: Option<&EgressConfig>) {
-    let Some(certificate) = egress.and_then(|egress| egress.certificate.as_deref()) else { return };
-    let notes = install_below(Path::new("/"), certificate);
+pub(crate) fn install(config: &Config) {
+    let Some(certificate) = config.egress.as_ref().and_then(|egress| egress.certificate.as_deref()) else {
+        return;
+    };
+    let notes = install_below(Path::new("/"), certificate, &config.env);
     notes.iter().for_each(|note| log_line(note));
 }
 
@@ -83,11 +94,12 @@ pub(crate) fn paths() -> Paths {
 }
 
 fn paths_below(root: &Path) -> Paths {
-    let below = |path| inside::resolve(root, DIRECTORY).map(|dir| dir.join(file_name(path)));
-    let has_certificate = below(CERTIFICATE).is_ok_and(|path| path.is_file());
+    let below = |path: &str| inside::resolve(root, DIRECTORY).map(|dir| dir.join(file_name(path)));
+    let written = |path: &str| below(path).is_ok_and(|file| file.is_file()).then(|| path.to_owned());
     let bundle = below(BUNDLE_LINK).and_then(fs::read_link);
     Paths {
-        certificate: has_certificate.then(|| CERTIFICATE.to_owned()),
+        certificate: written(CERTIFICATE),
+        java_store: written(JAVA_STORE),
         bundle: bundle.ok().and_then(|path| path.into_os_string().into_string().ok()),
     }
 }
@@ -97,8 +109,8 @@ fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Adds the authority to a root. Returns what its owner should know.
-fn install_below(root: &Path, certificate: &str) -> Vec<String> {
+/// Adds the authority to a root. Returns what its owner should know. `env` is the program's own environment.
+fn install_below(root: &Path, certificate: &str, env: &BTreeMap<String, Secret>) -> Vec<String> {
     let certificate = format!("{}\n", certificate.trim());
     let mut notes = Vec::new();
     for directory in ANCHORS {
@@ -108,9 +120,13 @@ fn install_below(root: &Path, certificate: &str) -> Vec<String> {
     // The directory may have been made with the bundle.
     note(&mut notes, HASHED, add_hashed(root, &certificate));
     note(&mut notes, DIRECTORY, point_to(root, &certificate, bundle));
-    if bundle.is_none() {
-        let lost = "no bundle has the egress authority: most programs refuse intercepted connections";
-        notes.push(lost.to_owned());
+    match bundle {
+        Some(bundle) if java::is_in(root, env) => note(&mut notes, JAVA_STORE, add_java_store(root, bundle)),
+        Some(_) => {}
+        None => {
+            let lost = "no bundle has the egress authority: most programs refuse intercepted connections";
+            notes.push(lost.to_owned());
+        }
     }
     notes
 }
@@ -205,4 +221,10 @@ fn point_to(root: &Path, certificate: &str, bundle: Option<&str>) -> io::Result<
     let link = directory.join(file_name(BUNDLE_LINK));
     let _ = fs::remove_file(&link);
     bundle.map_or(Ok(()), |bundle| symlink(bundle, link))
+}
+
+/// Writes the trust store of Java from a bundle that has the certificate.
+fn add_java_store(root: &Path, bundle: &str) -> io::Result<()> {
+    let directory = inside::resolve(root, DIRECTORY)?;
+    java::write_store(&directory.join(file_name(JAVA_STORE)), &inside::resolve(root, bundle)?)
 }

@@ -1,13 +1,18 @@
 //! Roots of distributions and of hostile images, with the authority added.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use stead_schemas::instance::Secret;
 use tempfile::TempDir;
 
-use super::{ANCHORS, BUNDLE_LINK, BUNDLES, CERTIFICATE, HASH, Paths, file, install_below, paths_below};
+use super::{
+    ANCHORS, BUNDLE_LINK, BUNDLES, CERTIFICATE, HASH, JAVA_STORE, Paths, file, install_below, java, keystore,
+    paths_below,
+};
 
 const OURS: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 const OTHER: &str = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n";
@@ -48,7 +53,7 @@ impl Root {
     }
 
     fn install(&self) -> Vec<String> {
-        install_below(self.0.path(), OURS)
+        install_below(self.0.path(), OURS, &BTreeMap::new())
     }
 
     /// Every file, link and directory with its number and its time of change.
@@ -76,7 +81,11 @@ impl Root {
 
     #[track_caller]
     fn points_to(&self, bundle: Option<&str>) {
-        let expected = Paths { certificate: Some(CERTIFICATE.to_owned()), bundle: bundle.map(str::to_owned) };
+        let expected = Paths {
+            certificate: Some(CERTIFICATE.to_owned()),
+            bundle: bundle.map(str::to_owned),
+            java_store: None,
+        };
         assert_eq!(paths_below(self.0.path()), expected);
         assert_eq!(self.read(CERTIFICATE), OURS);
     }
@@ -203,7 +212,7 @@ fn a_second_boot_of_the_same_disk_changes_nothing() {
 #[test]
 fn another_authority_replaces_the_one_of_the_disk() {
     for root in [debian(), fedora(), Root::new()] {
-        install_below(root.0.path(), OTHER);
+        install_below(root.0.path(), OTHER, &BTreeMap::new());
         root.install();
         let left = root.listing().into_iter().filter(|(path, ..)| Path::new(path).is_file());
         let left: Vec<_> = left
@@ -323,6 +332,62 @@ fn what_lies_under_our_names_is_replaced_and_not_followed() {
 #[test]
 fn a_root_without_the_files_points_to_nothing() {
     assert_eq!(paths_below(Root::new().0.path()), Paths::default());
+}
+
+/// A program's own environment.
+fn env(variables: &[(&str, &str)]) -> BTreeMap<String, Secret> {
+    variables.iter().map(|(key, value)| ((*key).to_owned(), Secret((*value).to_owned()))).collect()
+}
+
+#[test]
+fn an_image_with_java_gets_a_store_of_all_authorities_of_its_bundle() {
+    for (program, own) in [
+        ("/usr/bin/java", env(&[])),
+        ("/opt/jdk/bin/java", env(&[("PATH", "relative:/bin:/opt/jdk/bin")])),
+        ("/srv/jdk/bin/java", env(&[("JAVA_HOME", "/srv/jdk")])),
+        ("/usr/lib/jvm/java-21/bin/java", env(&[])),
+        ("/opt/java/openjdk/bin/java", env(&[])),
+    ] {
+        let root = debian();
+        root.file(program, "");
+        assert!(!java::is_in(root.0.path(), &own), "{program} cannot be executed yet");
+        fs::set_permissions(root.path(program), Permissions::from_mode(0o755)).expect("set");
+        assert_eq!(install_below(root.0.path(), OURS, &own), Vec::<String>::new(), "{program}");
+        assert_eq!(paths_below(root.0.path()).java_store.as_deref(), Some(JAVA_STORE), "{program}");
+        let expected = keystore::trust_store(&[vec![0x08, 0x20, 0x82], vec![0, 0, 0]]);
+        assert_eq!(fs::read(root.path(JAVA_STORE)).expect("written"), expected, "{program}");
+    }
+}
+
+#[test]
+fn without_java_or_other_authorities_there_is_no_store() {
+    let root = debian();
+    root.file("/srv/java/bin/java", "");
+    root.directory("/usr/bin/java");
+    root.link("/bin/java", "/usr/bin/java");
+    root.install();
+    assert_eq!(paths_below(root.0.path()).java_store, None);
+    let root = Root::new();
+    root.file("/usr/bin/java", "");
+    fs::set_permissions(root.path("/usr/bin/java"), Permissions::from_mode(0o755)).expect("set");
+    let notes = root.install();
+    assert!(notes.iter().any(|note| note.contains(JAVA_STORE)), "{notes:?}");
+    assert_eq!(paths_below(root.0.path()).java_store, None);
+}
+
+#[test]
+fn a_java_behind_a_link_is_found_below_the_root_only() {
+    let outside = tempfile::tempdir().expect("made");
+    let program = outside.path().join("java");
+    fs::write(&program, "").expect("written");
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("set");
+    let root = debian();
+    root.link("/usr/bin/java", program.to_str().expect("text"));
+    assert!(!java::is_in(root.0.path(), &env(&[])));
+    root.file(program.to_str().expect("text"), "");
+    fs::set_permissions(root.path(program.to_str().expect("text")), Permissions::from_mode(0o755))
+        .expect("set");
+    assert!(java::is_in(root.0.path(), &env(&[])));
 }
 
 /// Returns the SHA-1 of a message of at most 55 bytes: one block (FIPS 180-4, section 6.1).
