@@ -44,12 +44,13 @@ const ANCHORS: [&str; 4] = [
 /// Name of the certificate's file among the anchors. Debian's program reads only files that end in `.crt`.
 const ANCHOR: &str = "stead-egress.crt";
 /// Bundles of distributions. Many of these paths are links to others of them.
-const BUNDLES: [&str; 5] = [
+const BUNDLES: [&str; 6] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
+    "/etc/ssl/certs/ca-bundle.crt",
 ];
 /// Bundle that is made in an image without any. Most TLS libraries read it by default.
 const NEW_BUNDLE: &str = BUNDLES[0];
