@@ -27,15 +27,15 @@ fn write_below(root: &Path, variables: &[(String, String)]) -> io::Result<()> {
     fs::set_permissions(&path, Permissions::from_mode(0o644))
 }
 
-/// Returns the text of the drop-in. A variable that would need quotes of a systemd is left out: versions differ in how
-/// they read them, and none of ours does.
+/// Returns the text of the drop-in. A variable that would need an escape is left out: versions of systemd differ in
+/// which ones they know, and none of ours needs one. Quotes keep the words of a value together in all versions.
 fn text(variables: &[(String, String)]) -> Option<String> {
     let is_plain =
-        |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\%$".contains(&byte));
+        |text: &str| text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !b"\"'\\%$".contains(&byte));
     let words: Vec<String> = variables
         .iter()
         .filter(|(key, value)| is_plain(key) && is_plain(value))
-        .map(|(key, value)| format!("{key}={value}"))
+        .map(|(key, value)| format!("\"{key}={value}\""))
         .collect();
     (!words.is_empty()).then(|| format!("[Manager]\nDefaultEnvironment={}\n", words.join(" ")))
 }
@@ -51,12 +51,13 @@ mod tests {
     #[test]
     fn units_get_the_variables_by_a_drop_in_that_anybody_may_read() {
         let root = tempfile::tempdir().expect("made");
-        let given = variables(&[("HTTP_PROXY", "http://10.100.0.1:18080"), ("no_proxy", "localhost,::1")]);
+        let given =
+            variables(&[("HTTP_PROXY", "http://10.100.0.1:18080"), ("JDK_JAVA_OPTIONS", "-Da=b -Dc=d")]);
         write_below(root.path(), &given).expect("written");
         let path = root.path().join("run/systemd/system.conf.d/00-stead-egress.conf");
         assert_eq!(
             fs::read_to_string(&path).expect("read"),
-            "[Manager]\nDefaultEnvironment=HTTP_PROXY=http://10.100.0.1:18080 no_proxy=localhost,::1\n"
+            "[Manager]\nDefaultEnvironment=\"HTTP_PROXY=http://10.100.0.1:18080\" \"JDK_JAVA_OPTIONS=-Da=b -Dc=d\"\n"
         );
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o644);
     }
@@ -70,10 +71,10 @@ mod tests {
 
     #[test]
     fn a_value_cannot_add_settings_of_its_own() {
-        for value in ["a\nShowStatus=yes", "a b", "\"", "'", "\\", "%H", "$HOME", "\u{e9}", "\0"] {
+        for value in ["a\nShowStatus=yes", "a\tb", "\"", "'", "\\", "%H", "$HOME", "\u{e9}", "\0"] {
             assert_eq!(text(&variables(&[("KEY", value)])), None, "{value:?}");
             let kept = text(&variables(&[("KEY", value), ("OTHER", "1")]));
-            assert_eq!(kept.as_deref(), Some("[Manager]\nDefaultEnvironment=OTHER=1\n"), "{value:?}");
+            assert_eq!(kept.as_deref(), Some("[Manager]\nDefaultEnvironment=\"OTHER=1\"\n"), "{value:?}");
         }
     }
 }
