@@ -1,7 +1,7 @@
 //! PID 1 inside a Stead VM: brings up the image's root, runs the program, reports how it ended.
 //!
 //! ```text
-//! modules -> control port -> root (overlay) -> [Configure] -> network -> program -> Exit -> [Ack] -> off
+//! modules -> control port -> root (overlay) -> [Configure] -> network -> trust -> program -> Exit -> [Ack] -> off
 //! ```
 //! An image's own init replaces this process as PID 1: see `system`.
 //! Guarantees: every step that fails is reported with its phase and reason as the exit record; the
@@ -16,6 +16,7 @@ mod children;
 mod clock;
 mod control;
 mod devices;
+mod egress_env;
 mod grow;
 mod handover;
 mod host_keys;
@@ -34,6 +35,7 @@ mod root;
 mod spare;
 mod system;
 mod take_identity;
+mod trust;
 mod unsent;
 mod user;
 mod volumes;
@@ -132,7 +134,10 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     modules::name_module_loader();
     volumes::mount_trees(volumes)?;
     identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
-    host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))
+    host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))?;
+    // The volumes are mounted: a bundle on one of them is the one that programs read.
+    trust::install(config);
+    Ok(())
 }
 
 /// Starts the program and waits for its end.

@@ -16,8 +16,8 @@ use stead_schemas::signal;
 
 use crate::children::Children;
 use crate::control::{Stop, Urgency};
-use crate::inside;
 use crate::user::{self, User};
+use crate::{egress_env, inside, trust};
 
 /// Exit code of a program that was not found, as in Docker and shells.
 pub(crate) const NOT_FOUND: i32 = 127;
@@ -136,7 +136,8 @@ fn reset_open_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..own });
 }
 
-/// Returns the program's environment. Image and instance variables override the defaults that Docker sets.
+/// Returns the program's environment. Image and instance variables override the defaults that Docker sets, and those
+/// of mediated egress.
 pub(crate) fn environment(config: &Config, user: &User) -> Vec<(String, String)> {
     let given = &config.env;
     let defaults =
@@ -145,7 +146,13 @@ pub(crate) fn environment(config: &Config, user: &User) -> Vec<(String, String)>
         .into_iter()
         .filter(|(key, _)| !given.contains_key(*key))
         .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let defaults = defaults.chain(egress_variables(config));
     defaults.chain(given.iter().map(|(key, value)| (key.clone(), value.0.clone()))).collect()
+}
+
+/// Returns the variables of mediated egress that the instance does not set itself.
+pub(crate) fn egress_variables(config: &Config) -> Vec<(String, String)> {
+    egress_env::variables(config.egress.as_ref(), &trust::paths(), &config.env)
 }
 
 /// Opens the console and sets it to raw output: no carriage returns are added.

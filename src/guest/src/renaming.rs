@@ -3,13 +3,14 @@
 //!
 //! Changes of the guest's system are left out here: they would change the test's host.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use stead_schemas::guest::{
-    Decoder, Frame, FromGuest, MountedVolumes, NewIdentity, ToGuest, Token, VolumeMount,
+    Config, Decoder, EgressConfig, Frame, FromGuest, MountedVolumes, NewIdentity, ToGuest, Token, VolumeMount,
 };
 
 use crate::BootError;
@@ -41,12 +42,39 @@ fn identity() -> NewIdentity {
     }
 }
 
+/// The configuration of a guest that was another instance's.
+fn config() -> Config {
+    let empty = String::new;
+    Config {
+        hostname: "parent".to_owned(),
+        machine_id: empty(),
+        instance: empty(),
+        argv: Vec::new(),
+        env: BTreeMap::new(),
+        working_dir: empty(),
+        user: empty(),
+        stop_signal: None,
+        shutdown_grace_millis: 0,
+        network: None,
+        volumes: Vec::new(),
+        egress: None,
+        has_agent: false,
+        hotplug_bytes: 0,
+        incarnation: empty(),
+    }
+}
+
 impl Host {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// Starts a guest with this configuration.
+    fn with(config: Option<Config>) -> Self {
         let (port, far) = UnixStream::pair().expect("a pair");
         port.set_read_timeout(Some(PATIENCE)).expect("set");
         far.set_nonblocking(true).expect("set");
-        let handed = Handover { token: Some(token("old")), ..Handover::default() };
+        let handed = Handover { token: Some(token("old")), config, ..Handover::default() };
         let control = Control::go_on(OwnedFd::from(far).into(), handed).expect("started");
         Self { port, decoder: Decoder::default(), control, nonce: 0 }
     }
@@ -86,6 +114,18 @@ fn the_new_token_comes_with_the_new_name_and_the_old_one_is_refused_from_then_on
         host.state();
         assert_eq!(host.control.is_stopping(), is_taken, "{word}");
     }
+}
+
+#[test]
+fn a_guest_with_another_identity_keeps_its_egress() {
+    let egress =
+        EgressConfig { proxy: "http://10.100.0.1:18080".to_owned(), certificate: Some("PEM".to_owned()) };
+    let config = Config { egress: Some(egress.clone()), ..config() };
+    let host = Host::with(Some(config));
+    host.control.took_identity(token("new"), identity(), Ok(()));
+    let (_port, handed) = host.control.leave().expect("the port is served");
+    let config = handed.config.expect("the configuration");
+    assert_eq!((config.hostname.as_str(), config.egress), ("fork", Some(egress)));
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! nothing, and the host then reports that.
 
 mod agent;
+mod defaults;
 mod ending;
 mod rule;
 mod unit;
@@ -55,6 +56,11 @@ pub(crate) fn find(config: &Config) -> Option<Init> {
 pub(crate) fn give_way(control: &Control, config: &Config, init: &Init) -> ! {
     match start_agent(control, init) {
         Ok((mut agent, mut to_agent)) => {
+            if init.kind == Kind::Systemd
+                && let Err(error) = defaults::write(&program::egress_variables(config))
+            {
+                crate::log_line(&format!("units do not get the variables of egress: {error}"));
+            }
             crate::log_line("the image's init begins");
             let (code, message) = execute(config, init);
             let exit = program::not_started(Some(code), &message);

@@ -14,7 +14,7 @@ mod holders;
 mod mount;
 mod mountinfo;
 mod recognise;
-mod scratch;
+pub(crate) mod scratch;
 #[cfg(test)]
 mod tests;
 mod unmount;

@@ -33,7 +33,7 @@ pub(super) fn compose(devices: &Devices, volume: &VolumeMount) -> Result<OwnedFd
 
 /// Gives this thread a mount namespace of its own with a scratch directory.
 #[expect(unsafe_code, reason = "there is no other way to a namespace of a thread")]
-pub(super) fn own_namespace() -> rustix::io::Result<()> {
+pub(crate) fn own_namespace() -> rustix::io::Result<()> {
     // SAFETY: the thread goes on sharing its descriptors with the others.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
