@@ -43,6 +43,12 @@ pub struct CarrierConfig {
     pub ended: Ended,
 }
 
+impl std::fmt::Debug for CarrierConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CarrierConfig").field("run_dir", &self.run_dir).finish_non_exhaustive()
+    }
+}
+
 /// The adapter. Clones share its state.
 #[derive(Clone)]
 pub struct Carriers(Arc<Inner>);

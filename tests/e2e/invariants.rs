@@ -111,6 +111,7 @@ fn tables(records: &Records) -> Vec<FirewallRules> {
             dns: spec.dns.clone(),
             reach: spec.reach.clone(),
             is_for_guests_only: true,
+            mediator: spec.mediator.clone(),
         })
         .collect()
 }

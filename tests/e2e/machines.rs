@@ -145,6 +145,7 @@ fn config(argv: &[&str]) -> Config {
         shutdown_grace_millis: 3000,
         network: None,
         volumes: Vec::new(),
+        egress: None,
         has_agent: true,
         hotplug_bytes: 0,
         incarnation: String::new(),

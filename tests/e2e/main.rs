@@ -17,6 +17,7 @@ mod demo;
 mod disk_limits;
 mod drift;
 mod drivers;
+mod egress;
 mod escape_attempts;
 mod escapes;
 mod faults;

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use stead::host::nft::Nft;
 use stead_controllers::host::{Firewall, HostErrorKind, Links, NicRule};
-use stead_schemas::network::Mac;
+use stead_schemas::network::{Lane, Mac};
 
 use crate::guest::{
     Frame, GATEWAY, Network, PORT, TABLE, Wire, arp_request, host_socket, mac_of, received_until, rules,
@@ -13,7 +13,12 @@ use crate::namespace::{in_namespace, link_name, shell};
 
 pub(crate) fn rule(number: u8) -> NicRule {
     let address = Ipv4Addr::new(10, 99, 0, number);
-    NicRule { tap: link_name(&format!("st-tap.{number}")), mac: Mac::of_address(address), address }
+    NicRule {
+        tap: link_name(&format!("st-tap.{number}")),
+        mac: Mac::of_address(address),
+        address,
+        lane: Lane::Direct,
+    }
 }
 
 #[test]

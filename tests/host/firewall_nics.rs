@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use futures::future::join_all;
 use stead::host::nft::Nft;
 use stead_controllers::host::{Firewall, NicRule};
-use stead_schemas::network::Mac;
+use stead_schemas::network::{Lane, Mac};
 
 use crate::guest::{TABLE, rules};
 use crate::namespace::{PATIENCE, in_namespace, link_name, shell};
@@ -19,7 +19,12 @@ const TRANSACTIONS_MAX: usize = 3;
 
 fn rule(number: u8) -> NicRule {
     let address = Ipv4Addr::new(10, 99, 0, number);
-    NicRule { tap: link_name(&format!("st-many{number}")), mac: Mac::of_address(address), address }
+    NicRule {
+        tap: link_name(&format!("st-many{number}")),
+        mac: Mac::of_address(address),
+        address,
+        lane: Lane::Direct,
+    }
 }
 
 /// A counter of the transactions of all programs in this namespace.

@@ -11,8 +11,9 @@ use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::tap;
 use stead_controllers::host::{Firewall, FirewallRules, LinkChange, LinkKind, LinkPlan, Links, NicRule};
+use stead_schemas::egress::{MediatorPorts, MediatorSettings};
 use stead_schemas::names::LinkName;
-use stead_schemas::network::{Cidr, GuestReach, Mac};
+use stead_schemas::network::{Cidr, GuestReach, Lane, Mac, MediatorGate};
 
 use crate::namespace::{PATIENCE, link_name, netlink, shell, uid};
 
@@ -44,6 +45,18 @@ pub(crate) fn rules() -> FirewallRules {
         dns: Vec::new(),
         reach,
         is_for_guests_only: true,
+        mediator: Some(MediatorGate { settings: mediator(), user: 1_234_567 }),
+    }
+}
+
+/// Returns the settings of a process that no test of this file starts.
+pub(crate) fn mediator() -> MediatorSettings {
+    MediatorSettings {
+        address: GATEWAY,
+        ports: MediatorPorts { captured: 18443, explicit: 18080, names: 18053 },
+        subnet: Cidr { address: GATEWAY, prefix: 24 },
+        dns: vec![[203, 0, 113, 53].into()],
+        open: ["10.7.0.0/16".parse().expect("a network")].into(),
     }
 }
 
@@ -64,8 +77,12 @@ impl Network {
     /// Adds a guest with its TAP, and with its rule if it should have one.
     pub(crate) async fn guest(&self, number: u8, has_rule: bool) -> Guest {
         let address = Ipv4Addr::new(10, 99, 0, number);
-        let rule =
-            NicRule { tap: link_name(&format!("st-tap{number}")), mac: Mac::of_address(address), address };
+        let rule = NicRule {
+            tap: link_name(&format!("st-tap{number}")),
+            mac: Mac::of_address(address),
+            address,
+            lane: Lane::Direct,
+        };
         let owner = uid(char::from(b'a' + number));
         let plan = LinkPlan { name: rule.tap.clone(), owner, kind: LinkKind::Tap, has_queues: false };
         self.links.create(&plan).await.expect("made");

@@ -19,7 +19,7 @@ use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError
 use stead_schemas::condition::is_ready;
 use stead_schemas::limits::RESYNC_INTERVAL;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Bandwidth, Mac, Network, NetworkSpec, Nic, NicSpec};
+use stead_schemas::network::{Bandwidth, Lane, Mac, Network, NetworkSpec, Nic, NicSpec};
 use stead_schemas::quantity::Rate;
 use tokio::sync::mpsc::Receiver;
 
@@ -63,7 +63,7 @@ fn limits(rate: u64) -> Bandwidth {
 
 fn rule() -> NicRule {
     let address = "10.99.0.2".parse().expect("valid");
-    NicRule { tap: link_name("st-tap"), mac: Mac::of_address(address), address }
+    NicRule { tap: link_name("st-tap"), mac: Mac::of_address(address), address, lane: Lane::Direct }
 }
 
 impl Daemon {
@@ -100,11 +100,18 @@ impl Daemon {
     }
 
     async fn create(&self) -> (Uid, Uid) {
-        let FirewallRules { table, bridge: name, subnet: gateway, dns, reach, is_for_guests_only: _ } =
-            rules();
+        let FirewallRules {
+            table,
+            bridge: name,
+            subnet: gateway,
+            dns,
+            reach,
+            is_for_guests_only: _,
+            mediator,
+        } = rules();
         let (resolver, mtu) = (Default::default(), None);
-        let spec = NetworkSpec { bridge: name, gateway, dns, table, reach, resolver, mtu };
-        let NicRule { tap, mac, address } = rule();
+        let spec = NetworkSpec { bridge: name, gateway, dns, table, reach, resolver, mtu, mediator };
+        let NicRule { tap, mac, address, lane: _ } = rule();
         let made = self.store.transact(move |tx| {
             let name = Name::resource("default").expect("valid");
             let (tags, owner) = (Default::default(), None);

@@ -1,0 +1,197 @@
+//! Mediated egress of real guests: what leaves, with which credentials, and what becomes of it when programs end.
+
+mod outside;
+
+use std::fs;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use self::outside::Outside;
+use crate::fixtures::{run, until};
+use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::invariants::settles;
+use crate::namespace::in_namespace;
+use crate::socket::{run as exec, shell};
+
+/// The credential's values, one after the other. They are in no other text.
+const VALUES: [&str; 2] = ["v4lue-number-one", "v4lue-number-two"];
+
+/// Starts a daemon whose mediated guests reach the outside.
+async fn start(site: &mut Harness, outside: &Outside) {
+    let roots = format!("{{roots={:?}}}", outside.authority());
+    site.spawn_with(&[("STEAD_DNS", r#"["203.0.113.53"]"#), ("STEAD_EGRESS", &roots)]);
+    site.answers().await;
+}
+
+fn mediated(more: &Value) -> Value {
+    let mut body = json!({
+        "env": { "REAL": VALUES[0] },
+        "cmd": ["sh", "-c", "while true; do sleep 1; done"],
+        "network": { "egress": { "enabled": true } },
+        "credentials": { "KEY": {
+            "source": { "env": "REAL" },
+            "inject": [{
+                "hosts": ["api.example.com"],
+                "as": { "header": "Authorization", "format": "Bearer ${value}" },
+            }],
+        } },
+    });
+    let fields = body.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    body
+}
+
+/// Runs a line in the guest; returns its exit code and its output.
+async fn attempt(site: &Harness, line: &str) -> (Value, String) {
+    let (output, end) = exec(site, "box", json!({ "command": ["sh", "-c", line] }), b"").await;
+    (end["exitCode"].clone(), String::from_utf8_lossy(&output).into_owned())
+}
+
+/// Asks a host for a path by HTTPS, as a program does that knows nothing of the proxy.
+const ASK: &str = "wget -T 20 -qO- --no-check-certificate --header \"Authorization: Bearer $KEY\"";
+
+async fn asks(site: &Harness, url: &str) -> (Value, String) {
+    attempt(site, &format!("unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; {ASK} {url}")).await
+}
+
+/// Returns the pids of processes that carry egress.
+fn carriers() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("mounted").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains("\0egress\0serve\0")
+    })
+    .collect()
+}
+
+/// Searches all files of a directory for a text.
+fn find(directory: &std::path::Path, text: &str) -> String {
+    let line = format!("grep -raFl {text} {} || true", directory.display());
+    run("sh", &["-c", &line])
+}
+
+#[test]
+fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_only() {
+    in_namespace(async || {
+        let mut site = Harness::new().await;
+        let outside = Outside::new(&site).await;
+        start(&mut site, &outside).await;
+        site.create("box", &image("busybox"), mediated(&json!({}))).await;
+        let seen = site.until_state("box", "Running").await;
+        assert_eq!(seen["env"]["REAL"], "mock-KEY", "{seen:#}");
+        assert_eq!(seen["network"]["egress"]["enforcement"]["mode"], "all", "{seen:#}");
+
+        let env = shell(&site, "box", "env").await;
+        assert!(env.contains("KEY=mock-KEY") && !env.contains("REAL="), "{env}");
+        assert!(env.contains("HTTPS_PROXY=http://10.185.0.1:18080"), "{env}");
+
+        // The value towards its host, by a captured connection.
+        let answer = asks(&site, "https://api.example.com/a").await;
+        assert_eq!(answer.0, 0, "{answer:?}\n{}\n{}", outside.seen(), carrier_log(&site));
+        assert!(
+            outside.seen().contains(&format!("api.example.com Bearer {}", VALUES[0])),
+            "{}",
+            outside.seen()
+        );
+        // A placeholder is not forwarded to another host, and a plain request to it is.
+        let answer = asks(&site, "http://other.example.com/b").await;
+        assert_ne!(answer.0, 0, "{answer:?}");
+        let answer = attempt(&site, "wget -T 20 -qO- http://other.example.com/c").await;
+        assert_eq!(answer.0, 0, "{answer:?}\n{}", carrier_log(&site));
+        assert!(!outside.seen().contains("other.example.com Bearer"), "{}", outside.seen());
+
+        // Nothing else leaves.
+        for line in [
+            "nc -w 5 203.0.113.10 22 </dev/null",
+            "nc -w 5 203.0.113.10 8443 </dev/null",
+            "ping -c 1 -W 2 203.0.113.10",
+            "nc -w 5 10.185.0.1 8080 </dev/null",
+            "nc -w 5 203.0.113.1 8080 </dev/null",
+            "wget -T 20 -qO- http://inward.example.com/",
+            "wget -T 20 -qO- http://169.254.169.254/",
+            "wget -T 20 -qO- http://10.185.0.1:18443/",
+        ] {
+            let answer = attempt(&site, line).await;
+            assert_ne!(answer.0, 0, "{line}: {answer:?}");
+        }
+        shell(&site, "box", "for port in 443 9999; do echo x | nc -u -w 1 203.0.113.10 $port || true; done")
+            .await;
+        assert!(!outside.seen().contains("stray"), "{}", outside.seen());
+
+        // Another value is in force without a restart.
+        let patch = json!({ "env": { "REAL": VALUES[1] } });
+        let answer = site.request(Method::PATCH, "/instances/box", Some(patch)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        until("the other value", MOMENT, async || {
+            asks(&site, "https://api.example.com/d").await;
+            outside.seen().contains(VALUES[1]).then_some(())
+        })
+        .await;
+        for value in VALUES {
+            assert_eq!(find(&site.data(), value), "");
+            assert_eq!(find(&site.run_dir(), value), "");
+        }
+        let log = fs::read_dir(site.data().join("egress")).expect("there").count();
+        assert_eq!(log, 2);
+
+        site.delete("box").await;
+        until("the process to end", MOMENT, async || carriers().is_empty().then_some(())).await;
+        assert_eq!(fs::read_dir(site.data().join("egress")).expect("there").count(), 0);
+        settles(&mut site, "mediated egress").await;
+    });
+}
+
+fn carrier_log(site: &Harness) -> String {
+    fs::read_to_string(site.data().join("egress.log")).unwrap_or_default()
+}
+
+#[test]
+fn the_process_and_the_daemon_end_and_nothing_opens_and_everything_comes_back() {
+    in_namespace(async || {
+        let mut site = Harness::new().await;
+        let outside = Outside::new(&site).await;
+        start(&mut site, &outside).await;
+        site.create("box", &image("busybox"), mediated(&json!({}))).await;
+        site.until_state("box", "Running").await;
+        let works = async |site: &Harness| {
+            until("a request", BOOT, async || {
+                let answer = asks(site, "https://api.example.com/").await;
+                (answer.0 == 0).then_some(())
+            })
+            .await;
+        };
+        works(&site).await;
+        let [first] = carriers()[..] else { panic!("one process: {:?}", carriers()) };
+        run("kill", &["-9", &first.to_string()]);
+        works(&site).await;
+        let [second] = carriers()[..] else { panic!("one process: {:?}", carriers()) };
+        assert_ne!(first, second);
+
+        // The process outlives the daemon, which finds it again.
+        site.kill().await;
+        start(&mut site, &outside).await;
+        works(&site).await;
+        assert_eq!(carriers(), [second]);
+
+        // A table that is flushed closes, and comes back.
+        site.shell("nft flush ruleset");
+        works(&site).await;
+        // So does a bridge.
+        site.shell("ip link del $BRIDGE");
+        works(&site).await;
+        // Standby removes the policy, and a restore puts it in force before the guest runs.
+        let answer = site.request(Method::POST, "/instances/box/standby", None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        site.until_state("box", "Standby").await;
+        let answer = site.request(Method::POST, "/instances/box/restore", None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        site.until_state("box", "Running").await;
+        works(&site).await;
+        assert!(!outside.seen().contains("stray"), "{}", outside.seen());
+        site.delete("box").await;
+        until("the process to end", MOMENT, async || carriers().is_empty().then_some(())).await;
+        settles(&mut site, "deaths of the process").await;
+    });
+}
