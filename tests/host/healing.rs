@@ -191,6 +191,10 @@ async fn report(mut monitor: Receiver<Notification>, store: Store, networks: Dri
                 let all = store.list::<Nic>().into_iter().filter(|nic| nic.spec.tap == tap);
                 all.for_each(|nic| nics.object(nic.meta.uid.clone()));
             }
+            Notification::Lane(address) => {
+                let all = store.list::<Nic>().into_iter().filter(|nic| nic.spec.address == address);
+                all.for_each(|nic| nics.object(nic.meta.uid.clone()));
+            }
             Notification::Host => networks.everything(),
             Notification::Everything => {
                 networks.everything();
