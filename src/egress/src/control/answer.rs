@@ -52,8 +52,9 @@ impl Control {
     }
 
     fn put(&self, policy: Policy, files: Vec<OwnedFd>) -> Result<(), String> {
-        let held = (policy.owner.clone(), policy.fingerprint.clone());
-        if self.policies.list().contains(&held) {
+        let held = self.policies.active(policy.address);
+        let is_same = |held: &Policy| held.owner == policy.owner && held.fingerprint == policy.fingerprint;
+        if held.is_some_and(|held| is_same(&held.policy)) {
             return Ok(());
         }
         let owner = policy.owner.clone();

@@ -25,8 +25,8 @@ async fn row_22_a_name_that_the_policy_does_not_list_is_refused_and_audited() {
     let world = World::new(&["127.0.0.0/8"]).await;
     let mut policy = world.policy('a', GUEST);
     policy.allow_hosts = Some(vec![API.parse().expect("a pattern")]);
-    let mut log = world.put(policy).await;
-    let mut other = world.put(world.policy('b', OTHER_GUEST)).await;
+    let log = world.put(policy).await;
+    let other = world.put(world.policy('b', OTHER_GUEST)).await;
     let guest = Asker::new(GUEST, world.names).await;
     assert_eq!(guest.ask("data.tunnel.example", RecordType::A).await.0, ResponseCode::NXDomain);
     assert_eq!(guest.ask(API, RecordType::TXT).await.0, ResponseCode::Refused);
@@ -46,7 +46,7 @@ async fn row_22_a_name_that_the_policy_does_not_list_is_refused_and_audited() {
 #[tokio::test]
 async fn rows_20_and_21_a_name_of_a_private_address_is_refused_and_audited_with_the_address() {
     let world = World::new(&[]).await;
-    let mut log = world.put(world.policy('a', GUEST)).await;
+    let log = world.put(world.policy('a', GUEST)).await;
     let guest = Asker::new(GUEST, world.names).await;
     for (name, address) in [("private.example.com", "10.1.2.3"), ("own.example.com", "127.0.0.1")] {
         world.name_server.set(name, address);

@@ -12,7 +12,7 @@ const LOOPBACK: &[&str] = &["127.0.0.0/8"];
 #[tokio::test]
 async fn captured_and_explicit_connections_are_carried_for_guests_with_a_policy_only() {
     let world = World::new(LOOPBACK).await;
-    let mut log = world.put(world.policy('a', GUEST)).await;
+    let log = world.put(world.policy('a', GUEST)).await;
     let server = Server::http().await;
     world.capture(server.port);
     let captured = format!("GET /captured HTTP/1.1\r\nHost: {API}:{}\r\n\r\n", server.port);
@@ -74,7 +74,7 @@ async fn the_removal_of_a_policy_cuts_connections_of_its_guest_and_of_no_other()
 #[tokio::test]
 async fn rows_17_and_18_the_process_and_this_host_are_out_of_reach() {
     let world = World::new(LOOPBACK).await;
-    let mut log = world.put(world.policy('a', GUEST)).await;
+    let log = world.put(world.policy('a', GUEST)).await;
     // The network of these sockets is open, but they are the process's own.
     for own in [world.captured, world.explicit, world.names] {
         let mut stream = connect_from(GUEST, world.explicit).await;
@@ -85,7 +85,7 @@ async fn rows_17_and_18_the_process_and_this_host_are_out_of_reach() {
         assert_eq!((line.decision, line.reason), (Decision::Refused, Some(Reason::Loop)));
     }
     let closed = World::new(&[]).await;
-    let mut log = closed.put(closed.policy('a', GUEST)).await;
+    let log = closed.put(closed.policy('a', GUEST)).await;
     let server = Server::http().await;
     for host in ["127.0.0.1", API, "localhost", "0.0.0.0", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]"] {
         let mut stream = connect_from(GUEST, closed.explicit).await;

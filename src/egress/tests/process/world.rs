@@ -1,9 +1,10 @@
 //! A process in a thread of the test, the sockets that it inherits, its daemon and its guests.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -215,18 +216,18 @@ impl World {
 pub(crate) struct Log(std::fs::File);
 
 impl Log {
-    fn lines(&mut self) -> Vec<AuditLine> {
-        // The process has a position of its own only after its first write; its writes go to the end.
-        let mut copy = std::fs::File::open(format!("/proc/self/fd/{}", self.0.as_raw_fd())).expect("opened");
-        let mut text = String::new();
-        copy.seek(SeekFrom::Start(0)).expect("at its start");
-        copy.read_to_string(&mut text).expect("read");
+    fn lines(&self) -> Vec<AuditLine> {
+        let length = usize::try_from(self.0.metadata().expect("known").len()).expect("small");
+        let mut bytes = vec![0; length];
+        // The process shares the position, which must stay as it is.
+        self.0.read_exact_at(&mut bytes, 0).expect("read");
+        let text = String::from_utf8(bytes).expect("text");
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).expect("a line")).collect()
     }
 
     /// Waits for a line that meets the condition.
-    pub(crate) async fn line(&mut self, is_met: impl Fn(&AuditLine) -> bool) -> AuditLine {
+    pub(crate) async fn line(&self, is_met: impl Fn(&AuditLine) -> bool) -> AuditLine {
         patiently(async {
             loop {
                 if let Some(line) = self.lines().into_iter().find(&is_met) {
