@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Source, none, sources};
 
 /// Folders of crates, each with all its files. A file belongs to the longest folder that it is in.
-const CRATES: [&str; 12] = [
+const CRATES: [&str; 13] = [
     "schemas/src/",
     "controllers/src/",
     "src/",
     "src/egress/src/",
     "src/egress/tests/names/",
+    "src/egress/tests/process/",
     "src/egress/tests/proxy/",
     "src/guest/src/",
     "tests/it/",

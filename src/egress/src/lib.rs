@@ -1,5 +1,5 @@
-//! Mediated egress: the proxy, which carries the connections of guests and injects credentials, and the resolver of
-//! their names.
+//! Mediated egress: the proxy, which carries the connections of guests and injects credentials, the resolver of their
+//! names, and the process that has both and is controlled by the daemon.
 //!
 //! Guarantees: a guest reaches only hosts that its policy allows, at addresses that were checked; the value of
 //! a credential is sent only over TLS, only to a host whose certificate was verified and whose name matches;

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 /// The port to which the socket is connected, that of the discard service. Any port would do.
 const PORT: u16 = 9;
 
-/// Returns `true` if the kernel delivers the address to this host itself: it then uses the address as the source.
-/// An address without a route is not of this host, and cannot be connected to anyway.
+/// Returns `true` if the kernel delivers the address to this host itself: it then uses the address as the source, or
+/// an address of loopback for all of loopback. An address without a route is not of this host, and cannot be connected to anyway.
 #[must_use]
 pub fn is_own_address(address: IpAddr) -> bool {
     let address = address.to_canonical();
@@ -21,7 +21,7 @@ pub fn is_own_address(address: IpAddr) -> bool {
         socket.connect((address, PORT))?;
         socket.local_addr()
     });
-    source.is_ok_and(|source| source.ip() == address)
+    source.is_ok_and(|source| source.ip() == address || source.ip().is_loopback())
 }
 
 #[cfg(test)]

@@ -53,7 +53,9 @@ impl Control {
     }
 
     fn put(&self, policy: Policy, files: Vec<OwnedFd>) -> Result<(), String> {
-        if self.policies.fingerprint(&policy.owner).as_ref() == Some(&policy.fingerprint) {
+        let held = self.policies.active(policy.address);
+        let is_same = |held: &Policy| held.owner == policy.owner && held.fingerprint == policy.fingerprint;
+        if held.is_some_and(|held| is_same(&held.policy)) {
             return Ok(());
         }
         let owner = policy.owner.clone();

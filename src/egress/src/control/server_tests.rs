@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use stead_schemas::egress::{CertificateAuthority, MediatorPorts, MediatorSettings, MediatorState, Policy};
+use stead_schemas::egress::{
+    CertificateAuthority, EgressMode, MediatorPorts, MediatorSettings, MediatorState, Policy,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::client::{ControlError, ask};
 use super::*;
 use crate::authority::generate;
+use crate::control::{ControlError, ask};
 use crate::policies::Policies;
 
 struct World {
@@ -61,7 +63,7 @@ fn policy(fingerprint: &str, authority: CertificateAuthority) -> Policy {
     Policy {
         owner: format!("a{:023}", 0).parse().expect("a uid"),
         address: "10.100.0.7".parse().expect("an address"),
-        mode: Default::default(),
+        mode: EgressMode::All,
         is_observing: false,
         allow_hosts: None,
         credentials: [].into(),
@@ -154,7 +156,7 @@ async fn silent_connections_end_and_others_are_served_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_daemon_tells_absent_sockets_from_those_that_refuse_or_are_silent() {
+async fn absent_silent_and_closing_sockets_are_different_errors() {
     let dir = tempfile::tempdir().expect("a folder");
     let socket = dir.path().join("socket");
     let state = || ask(&socket, &ControlRequest::State, None);

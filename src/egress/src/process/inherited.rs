@@ -70,6 +70,9 @@ pub(super) fn take(numbers: SocketNumbers) -> Result<Sockets, SocketError> {
 
 fn one(name: &'static str, number: RawFd, kind: Kind) -> Result<OwnedFd, SocketError> {
     let failed = |source| SocketError::Take { name, number, source };
+    if number < 0 {
+        return Err(failed(Errno::BADF));
+    }
     let this_process = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed)?;
     let socket = pidfd_getfd(this_process, number, PidfdGetfdFlags::empty()).map_err(failed)?;
     if !is_of(&socket, kind) {
@@ -127,7 +130,9 @@ mod tests {
         ] {
             assert!(matches!(take(wrong), Err(SocketError::OtherKind { .. })), "{wrong:?}");
         }
-        let absent = SocketNumbers { control: -1, ..numbers };
-        assert!(matches!(take(absent), Err(SocketError::Take { .. })));
+        for number in [-1, RawFd::MIN, RawFd::MAX] {
+            let absent = SocketNumbers { control: number, ..numbers };
+            assert!(matches!(take(absent), Err(SocketError::Take { .. })), "{number}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: it carries nothing until the daemon sets a policy; it holds policies in memory only, and no other process
 //! of its user can read that memory; it opens no listening socket of its own. It ends when one of its sockets is
-//! lost, so that whoever started it starts it again.
+//! lost, so that it can be started again with new ones.
 //! Assumes: the caller chose the user, the limits and the subscriber of events, and ignores SIGPIPE.
 
 mod inherited;
