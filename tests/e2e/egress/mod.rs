@@ -48,11 +48,19 @@ async fn attempt(site: &Harness, line: &str) -> (Value, String) {
     (end["exitCode"].clone(), String::from_utf8_lossy(&output).into_owned())
 }
 
-/// Asks a host for a path by HTTPS, as a program does that knows nothing of the proxy.
-const ASK: &str = "wget -T 20 -qO- --no-check-certificate --header \"Authorization: Bearer $KEY\"";
+/// Asks a host with its placeholder, as a program does that knows nothing of the proxy.
+const ASK: &str = "curl -sSf --max-time 30 --noproxy '*' -H \"Authorization: Bearer $KEY\"";
 
 async fn asks(site: &Harness, url: &str) -> (Value, String) {
-    attempt(site, &format!("unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; {ASK} {url}")).await
+    attempt(site, &format!("{ASK} {url} 2>&1")).await
+}
+
+/// Starts a guest with the image of clients.
+async fn box_with(site: &Harness, more: &Value) -> Value {
+    run(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/egress/make-clients"), &[&site.layout()]);
+    site.push(&site.layout(), "clients");
+    site.create("box", &image("clients"), mediated(more)).await;
+    site.until_state("box", "Running").await
 }
 
 /// Returns the pids of processes that carry egress.
@@ -78,8 +86,7 @@ fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_on
         let mut site = Harness::new().await;
         let outside = Outside::new(&site).await;
         start(&mut site, &outside).await;
-        site.create("box", &image("busybox"), mediated(&json!({}))).await;
-        let seen = site.until_state("box", "Running").await;
+        let seen = box_with(&site, &json!({})).await;
         assert_eq!(seen["env"]["REAL"], "mock-KEY", "{seen:#}");
         assert_eq!(seen["network"]["egress"]["enforcement"]["mode"], "all", "{seen:#}");
 
@@ -98,7 +105,7 @@ fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_on
         // A placeholder is not forwarded to another host, and a plain request to it is.
         let answer = asks(&site, "http://other.example.com/b").await;
         assert_ne!(answer.0, 0, "{answer:?}");
-        let answer = attempt(&site, "wget -T 20 -qO- http://other.example.com/c").await;
+        let answer = attempt(&site, "curl -sSf http://other.example.com/c 2>&1").await;
         assert_eq!(answer.0, 0, "{answer:?}\n{}", carrier_log(&site));
         assert!(!outside.seen().contains("other.example.com Bearer"), "{}", outside.seen());
 
@@ -109,9 +116,9 @@ fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_on
             "ping -c 1 -W 2 203.0.113.10",
             "nc -w 5 10.185.0.1 8080 </dev/null",
             "nc -w 5 203.0.113.1 8080 </dev/null",
-            "wget -T 20 -qO- http://inward.example.com/",
-            "wget -T 20 -qO- http://169.254.169.254/",
-            "wget -T 20 -qO- http://10.185.0.1:18443/",
+            "curl -sSf http://inward.example.com/",
+            "curl -sSf http://169.254.169.254/",
+            "curl -sSf --noproxy '*' http://10.185.0.1:18443/",
         ] {
             let answer = attempt(&site, line).await;
             assert_ne!(answer.0, 0, "{line}: {answer:?}");
@@ -153,8 +160,7 @@ fn the_process_and_the_daemon_end_and_nothing_opens_and_everything_comes_back() 
         let mut site = Harness::new().await;
         let outside = Outside::new(&site).await;
         start(&mut site, &outside).await;
-        site.create("box", &image("busybox"), mediated(&json!({}))).await;
-        site.until_state("box", "Running").await;
+        box_with(&site, &json!({})).await;
         let works = async |site: &Harness| {
             until("a request", BOOT, async || {
                 let answer = asks(site, "https://api.example.com/").await;
