@@ -11,6 +11,7 @@ use crate::host::journal;
 use crate::host::logs::LogLines;
 use crate::host::watch_directories::DirectoryWatches;
 use crate::hypervisor::Hypervisors;
+use crate::mediation::{AuditFiles, AuditLines};
 
 /// Opens a log; the log is watched only when it is followed.
 pub(crate) async fn open(
@@ -21,6 +22,9 @@ pub(crate) async fn open(
     tail: usize,
     follows: bool,
 ) -> Result<LogStream, LogError> {
+    if source == "egress" {
+        return audit(data_dir, watches, instance, tail, follows).await;
+    }
     let console = Hypervisors::console_log(data_dir, instance);
     let path = match source {
         "app" => console,
@@ -29,12 +33,33 @@ pub(crate) async fn open(
         _ => return Err(LogError::Missing),
     };
     let opened = LogLines::open(path, tail, follows.then_some(watches)).await;
-    let lines = opened.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => LogError::Missing,
-        _ => LogError::Busy(error.to_string()),
-    })?;
+    let lines = opened.map_err(unopened)?;
     let batches = futures::stream::unfold(lines, |mut lines| async move {
         // A log that can no longer be read has ended.
+        let batch = lines.next().await.ok().flatten()?;
+        Some((batch, lines))
+    });
+    Ok(batches.boxed())
+}
+
+fn unopened(error: io::Error) -> LogError {
+    match error.kind() {
+        io::ErrorKind::NotFound => LogError::Missing,
+        _ => LogError::Busy(error.to_string()),
+    }
+}
+
+/// Opens the audit log of a policy of mediated egress.
+async fn audit(
+    data_dir: &Path,
+    watches: &DirectoryWatches,
+    owner: &Uid,
+    tail: usize,
+    follows: bool,
+) -> Result<LogStream, LogError> {
+    let logs = AuditFiles::new(data_dir);
+    let opened = AuditLines::open(logs, owner.clone(), tail, follows.then_some(watches)).await;
+    let batches = futures::stream::unfold(opened.map_err(unopened)?, |mut lines| async move {
         let batch = lines.next().await.ok().flatten()?;
         Some((batch, lines))
     });

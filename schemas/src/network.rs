@@ -139,7 +139,7 @@ pub enum Lane {
     Direct,
     /// HTTP and HTTPS pass through the mediator, and everything else leaves by itself.
     Web,
-    /// Nothing leaves but what the mediator carries.
+    /// The mediator carries everything that leaves.
     All,
 }
 

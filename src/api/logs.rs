@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream;
 use stead_schemas::limits::STREAM_IDLE_MAX;
+use stead_schemas::mediation::Mediation;
+use stead_schemas::references::Ref;
 
 use super::instances::flag;
 use super::{ApiError, ApiState, LogError, lookup};
@@ -18,12 +20,46 @@ use super::{ApiError, ApiState, LogError, lookup};
 const TAIL_DEFAULT: usize = 100;
 const TAIL_MAX: usize = 100_000;
 
+type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
+
 pub(super) async fn logs(
     State(state): State<ApiState>,
     id: Result<Path<String>, PathRejection>,
-    params: Result<Query<BTreeMap<String, String>>, QueryRejection>,
+    params: Params,
 ) -> Result<Response, ApiError> {
     let Query(params) = params?;
+    let source = params.get("source").map_or("app", String::as_str);
+    let source = match source {
+        "app" | "vmm" | "stead" | "egress" => source,
+        // The wire calls this log `hypeman`.
+        "hypeman" => "stead",
+        _ => {
+            return Err(ApiError::bad_request(
+                "invalid_request",
+                "source must be app, vmm, stead, hypeman or egress",
+            ));
+        }
+    };
+    read(&state, id, &params, source, |line| serde_json::Value::String(line).to_string()).await
+}
+
+/// Reads the log of what mediated egress carried. Each event is the object of one line.
+pub(super) async fn egress(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    params: Params,
+) -> Result<Response, ApiError> {
+    read(&state, id, &params?.0, "egress", |line| line).await
+}
+
+/// Sends the lines of a log as events with what `form` makes of them.
+async fn read(
+    state: &ApiState,
+    id: Result<Path<String>, PathRejection>,
+    params: &BTreeMap<String, String>,
+    source: &str,
+    form: fn(String) -> String,
+) -> Result<Response, ApiError> {
     let count = match params.get("tail") {
         None => TAIL_DEFAULT,
         Some(text) => text.parse().ok().filter(|count| (0..=TAIL_MAX).contains(count)).ok_or_else(|| {
@@ -33,29 +69,24 @@ pub(super) async fn logs(
             )
         })?,
     };
-    let follows = flag(&params, "follow")?.unwrap_or(false);
-    let source = params.get("source").map_or("app", String::as_str);
-    let source = match source {
-        "app" | "vmm" | "stead" => source,
-        // The wire calls this log `hypeman`.
-        "hypeman" => "stead",
-        _ => {
-            return Err(ApiError::bad_request(
-                "invalid_request",
-                "source must be app, vmm, stead or hypeman",
-            ));
-        }
-    };
+    let follows = flag(params, "follow")?.unwrap_or(false);
     let object = lookup::instance(state.store(), &id?.0)?;
-    let lines = state.0.backend.log(&object.meta.uid, source, count, follows).await;
+    // The log of egress belongs to the policy, which comes and goes with the card.
+    let policy = object.spec.allocated.nic.as_ref().filter(|_| source == "egress");
+    let policy = policy.and_then(|nic| state.store().uids_referring::<Mediation>(&Ref::to_owner(nic)).pop());
+    let owner = match policy {
+        Some(policy) => policy,
+        None => object.meta.uid.clone(),
+    };
+    let lines = state.0.backend.log(&owner, source, count, follows).await;
     let lines = lines.map_err(|error| match error {
         LogError::Missing => {
             ApiError::new(StatusCode::NOT_FOUND, "log_not_found", "there is no such log yet")
         }
         LogError::Busy(why) => ApiError::overloaded(&format!("the log cannot be read now: {why}")),
     })?;
-    let events = lines.map(|lines| {
-        let events = lines.into_iter().map(|line| format!("data: {}\n\n", serde_json::Value::String(line)));
+    let events = lines.map(move |lines| {
+        let events = lines.into_iter().map(|line| format!("data: {}\n\n", form(line)));
         Bytes::from(events.collect::<String>())
     });
     let events = stream::unfold(Box::pin(events), |mut events| async move {

@@ -196,6 +196,17 @@ fn add_sessions(routes: Routes) -> Routes {
             logs::logs,
         )
         .add(
+            get(
+                "/instances/{id}/egress/log",
+                "getInstanceEgressLog",
+                "Read what mediated egress carried and refused, as server-sent events",
+            )
+            .under(needs(&[Scope::InstanceRead]).goes_on())
+            .query::<query::EgressLog>()
+            .answers_content::<Map<String, Value>>(OK, "text/event-stream"),
+            logs::egress,
+        )
+        .add(
             get("/instances/{id}/exec", "execInInstance", "Run a program in the guest, over a WebSocket")
                 .under(session)
                 .upgrades::<ExecRequest>()

@@ -31,14 +31,14 @@ const QUIET: Duration = Duration::from_secs(2);
 const LINE_BYTES_MAX: usize = 64 << 20;
 
 /// Lines of a log, as they come over one connection.
-struct Lines {
+pub(super) struct Lines {
     chunks: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     rest: Vec<u8>,
     ready: VecDeque<String>,
 }
 
 impl Lines {
-    async fn open(client: &Client, logs: &Logs, tail: usize) -> Result<Self, Failure> {
+    pub(super) async fn open(client: &Client, logs: &Logs, tail: usize) -> Result<Self, Failure> {
         let follow = if logs.follow { "true" } else { "false" };
         let query = [("tail", &*tail.to_string()), ("source", &logs.source), ("follow", follow)];
         let request = client.request(Method::GET, &["instances", &logs.name, "logs"]).query(&query);
@@ -47,7 +47,7 @@ impl Lines {
     }
 
     /// Returns the next line; `None` at the end.
-    async fn next(&mut self) -> Result<Option<String>, Failure> {
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Failure> {
         while self.ready.is_empty() {
             let Some(chunk) = self.chunks.next().await else { return Ok(None) };
             self.rest.extend_from_slice(&chunk.map_err(|error| Failure::Lost(error.to_string()))?);
@@ -68,11 +68,12 @@ impl Lines {
 struct Printed(VecDeque<String>);
 
 impl Printed {
-    fn print(&mut self, text: String, raw: bool) {
+    fn print(&mut self, text: String, form: &impl Fn(String) -> String, raw: bool) {
+        let formed = form(text.clone());
         if raw || !is_for_people() {
-            line(&text)
+            line(&formed)
         } else {
-            line(&shown(&text))
+            line(&shown(&formed))
         }
         if self.0.len() == KEPT {
             self.0.pop_front();
@@ -88,7 +89,12 @@ impl Printed {
     }
 }
 
-pub(super) async fn logs(client: &Client, mut logs: Logs) -> Result<(), Failure> {
+/// Prints the lines of a log, each in the form that `form` gives it.
+pub(super) async fn logs(
+    client: &Client,
+    mut logs: Logs,
+    form: impl Fn(String) -> String,
+) -> Result<(), Failure> {
     if logs.follow {
         // By id: the instance may get another name in the meantime.
         let instance: Instance = client.get(&["instances", &logs.name]).await?;
@@ -99,11 +105,11 @@ pub(super) async fn logs(client: &Client, mut logs: Logs) -> Result<(), Failure>
     let mut lines = Lines::open(client, &logs, first).await?;
     loop {
         match lines.next().await {
-            Ok(Some(text)) => printed.print(text, logs.raw),
+            Ok(Some(text)) => printed.print(text, &form, logs.raw),
             Ok(None) if !logs.follow => return Ok(()),
             // The instance or the server is gone; the server's next response decides which.
             Ok(None) | Err(Failure::Lost(_)) if logs.follow => {
-                lines = match again(client, &logs, &mut printed, first).await {
+                lines = match again(client, &logs, &form, &mut printed, first).await {
                     // The instance was deleted meanwhile, so the log ends.
                     Err(Failure::NotFound(_)) => return Ok(()),
                     again => again?,
@@ -116,7 +122,13 @@ pub(super) async fn logs(client: &Client, mut logs: Logs) -> Result<(), Failure>
 }
 
 /// Connects again, and prints the lines that were not printed yet.
-async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize) -> Result<Lines, Failure> {
+async fn again(
+    client: &Client,
+    logs: &Logs,
+    form: &impl Fn(String) -> String,
+    printed: &mut Printed,
+    first: usize,
+) -> Result<Lines, Failure> {
     eprintln!("stead: the connection was lost; trying again");
     sleep(PAUSE).await;
     let tail = if printed.0.is_empty() { first } else { printed.0.len() };
@@ -130,7 +142,7 @@ async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize
             // The connection was lost again: the lines that are not printed yet are requested again.
             Ok(Err(Failure::Lost(_))) => {
                 sleep(PAUSE).await;
-                return Box::pin(again(client, logs, printed, first)).await;
+                return Box::pin(again(client, logs, form, printed, first)).await;
             }
             Ok(Err(failure)) => return Err(failure),
         }
@@ -139,7 +151,7 @@ async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize
     if known == 0 && !printed.0.is_empty() && !last.is_empty() {
         eprintln!("stead: lines are missing here");
     }
-    last.into_iter().skip(known).for_each(|text| printed.print(text, logs.raw));
+    last.into_iter().skip(known).for_each(|text| printed.print(text, form, logs.raw));
     Ok(lines)
 }
 

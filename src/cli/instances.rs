@@ -93,7 +93,7 @@ pub(crate) struct Logs {
     /// Continue with the lines that are written from now on.
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// The log: app (the console), vmm, or stead (the daemon's actions for the instance).
+    /// The log: app (the console), vmm, stead (the daemon's actions for the instance), or egress.
     #[arg(short, long, default_value = "app")]
     pub(super) source: String,
     /// Print control characters unchanged, even at a terminal.

@@ -22,6 +22,7 @@ mod netfilter_messages;
 pub mod netlink;
 mod netlink_connection;
 pub mod nft;
+mod nft_builder;
 mod nft_cache;
 mod nft_generation;
 mod nft_mediation;

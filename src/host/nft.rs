@@ -28,6 +28,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::conntrack_forget;
 use super::nft_cache::{Cache, Listed, NicChange, Tables};
 use super::nft_generation::generation;
+use super::nft_mediation;
 use super::nft_nics::{self, NicQueue, abandoned, outcome};
 use super::nft_rules;
 
@@ -300,7 +301,7 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<NicRule>), Hos
                 let elements = fields.remove("elem");
                 senders.extend(elements.iter().filter_map(Value::as_array).flatten().filter_map(sender));
             }
-            let lane = nft_rules::LANES.into_iter().find(|lane| nft_rules::lane_set(*lane) == name);
+            let lane = nft_mediation::LANES.into_iter().find(|lane| nft_mediation::lane_set(*lane) == name);
             if let Some(lane) = lane.filter(|_| kind == "set" && family == "inet") {
                 let elements = fields.remove("elem");
                 let addresses = elements.iter().filter_map(Value::as_array).flatten().filter_map(address);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use stead_controllers::host::NicRule;
 
-use super::nft_rules::LANES;
+use super::nft_mediation::LANES;
 
 /// The objects of both tables by family, kind and chain or name, with rules in order and without ports.
 pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;

@@ -18,15 +18,27 @@ use nftables::types::{NfChainType, NfHook, RejectCode};
 use stead_controllers::host::FirewallRules;
 use stead_schemas::network::{Lane, MediatorGate};
 
-use super::nft_rules::{
-    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, ip, is, lane_set, meta,
-    prefix_of, refuse, set, state, text,
+use super::nft_builder::{
+    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, ip, is, meta, prefix_of,
+    refuse, set, state, text,
 };
 
 /// Priority of `dstnat`.
 const PRIORITY_DESTINATION_NAT: i32 = -100;
 /// Ports of HTTP and HTTPS.
 const WEB_PORTS: [u16; 2] = [80, 443];
+
+/// The ways by which packets of guests leave the host.
+pub(super) const LANES: [Lane; 3] = [Lane::Direct, Lane::Web, Lane::All];
+
+/// Returns the name of the set with the addresses of the guests of a lane.
+pub(super) fn lane_set(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Direct => "direct",
+        Lane::Web => "mediated_web",
+        Lane::All => "mediated_all",
+    }
+}
 
 fn from_guest(rules: &FirewallRules) -> Step {
     is(meta(MetaKey::Iifname), text(rules.bridge.to_string()))

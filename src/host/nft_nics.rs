@@ -13,7 +13,8 @@ use stead_controllers::host::{HostError, HostErrorKind, NicRule};
 use tokio::sync::oneshot;
 
 use super::nft_cache::NicChange;
-use super::nft_rules::{self, LANES};
+use super::nft_mediation::LANES;
+use super::nft_rules;
 
 /// Limit on the changes of one transaction: its text stays below a megabyte, and the first change does not wait for
 /// long.

@@ -15,27 +15,25 @@
 //! Our frames are recognised by the device group of their TAP, which is set before the TAP is raised: without a
 //! loaded rule for it, a frame is dropped.
 
-use std::borrow::Cow;
 use std::net::Ipv4Addr;
 
 use nftables::batch::Batch;
-use nftables::expr::{
-    BinaryOperation, CT, Elem, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
-    SetItem,
-};
-use nftables::schema::{Chain, Element, NfListObject, Nftables, Rule, Set, SetType, SetTypeValue, Table};
-use nftables::stmt::{CTCount, JumpTarget, Limit, Match, Meter, Operator, Reject, RejectType, Statement};
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
+use nftables::expr::{BinaryOperation, Elem, Expression, MetaKey, NamedExpression};
+use nftables::schema::{Element, NfListObject, Nftables, SetType, SetTypeValue, Table};
+use nftables::stmt::{CTCount, JumpTarget, Limit, Meter, Operator, Statement};
+use nftables::types::{NfChainType, NfFamily, NfHook};
 use stead_controllers::host::{FirewallRules, NicRule};
-use stead_schemas::network::{Cidr, Lane};
+use stead_schemas::network::Lane;
 
 use super::marks::{BRIDGES, port_group};
-use super::nft_mediation as mediation;
+use super::nft_builder::{
+    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, ip, is, meta, prefix,
+    prefix_of, refuse, set, state, text,
+};
+use super::nft_mediation::{self as mediation, LANES, lane_set};
 
 /// Name of the set of allowed senders: interface, hardware address, network address.
 pub(super) const PORTS: &str = "ports";
-/// The ways by which packets of guests leave the host.
-pub(super) const LANES: [Lane; 3] = [Lane::Direct, Lane::Web, Lane::All];
 /// Name of the chain for frames from guests.
 const GUESTS: &str = "guests";
 
@@ -43,12 +41,9 @@ const GUESTS: &str = "guests";
 const PRIORITY_BRIDGE_FIRST: i32 = -300;
 /// Priority of `filter` in the bridge family.
 const PRIORITY_BRIDGE_FILTER: i32 = -200;
-/// Priority just before the host's own filter: a drop here is final, an accept is not.
-pub(super) const PRIORITY_FILTER: i32 = -10;
 /// Priority of `srcnat`.
 const PRIORITY_SOURCE_NAT: i32 = 100;
 
-pub(super) const DNS_PORT: u16 = 53;
 /// Limit on the tracked connections of one guest. The kernel's table has 262,144 entries by default, for the host and
 /// all guests.
 const GUEST_CONNECTIONS_MAX: u32 = 8192;
@@ -56,24 +51,6 @@ const GUEST_CONNECTIONS_MAX: u32 = 8192;
 const BROADCASTS_PER_SECOND: u32 = 64;
 /// Time after which the meter forgets a TAP that sends no broadcasts, in seconds.
 const METER_SECONDS: u32 = 60;
-/// Networks that are not part of the public Internet (IANA's special-purpose registry): a host's own networks,
-/// metadata services of clouds, loopback, multicast. Guests reach them only if the configuration says so.
-pub(super) const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    // This is multicast and everything above it.
-    (Ipv4Addr::new(224, 0, 0, 0), 3),
-];
-
-pub(super) type Text = Expression<'static>;
-pub(super) type Step = Statement<'static>;
 
 /// Returns one transaction that gives both tables their desired content, with these ports.
 pub(super) fn replace(rules: &FirewallRules, nics: &[NicRule]) -> Nftables<'static> {
@@ -94,15 +71,6 @@ pub(super) fn replace(rules: &FirewallRules, nics: &[NicRule]) -> Nftables<'stat
 /// Returns one transaction that removes both tables. It also succeeds if there were none.
 pub(super) fn remove(table: &str) -> Nftables<'static> {
     removal(table).to_nftables()
-}
-
-/// Returns the name of the set with the addresses of the guests of a lane.
-pub(super) fn lane_set(lane: Lane) -> &'static str {
-    match lane {
-        Lane::Direct => "direct",
-        Lane::Web => "mediated_web",
-        Lane::All => "mediated_all",
-    }
 }
 
 /// Returns the set elements of these ports: those of the allowed senders, and those of each lane.
@@ -281,79 +249,6 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
     bridge.rule("forward", vec![to_tap(), Step::Drop(None)]);
 }
 
-/// A builder that adds objects of one table to a batch.
-pub(super) struct Tables<'b> {
-    batch: &'b mut Batch<'static>,
-    family: NfFamily,
-    table: String,
-}
-
-impl Tables<'_> {
-    fn name(&self) -> Cow<'static, str> {
-        self.table.clone().into()
-    }
-
-    fn table(&mut self) {
-        self.batch.add(NfListObject::Table(Table { family: self.family, name: self.name(), handle: None }));
-    }
-
-    fn set(&mut self, name: &'static str, set_type: SetTypeValue<'static>) {
-        self.batch.add(NfListObject::Set(Box::new(Set {
-            family: self.family,
-            table: self.name(),
-            name: name.into(),
-            set_type,
-            ..Set::default()
-        })));
-    }
-
-    fn chain(&mut self, name: &'static str) {
-        self.batch.add(NfListObject::Chain(Chain {
-            family: self.family,
-            table: self.name(),
-            name: name.into(),
-            ..Chain::default()
-        }));
-    }
-
-    pub(super) fn base(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
-        self.batch.add(NfListObject::Chain(Chain {
-            family: self.family,
-            table: self.name(),
-            name: name.into(),
-            _type: Some(kind),
-            hook: Some(hook),
-            prio: Some(priority),
-            policy: Some(NfChainPolicy::Accept),
-            ..Chain::default()
-        }));
-    }
-
-    pub(super) fn rule(&mut self, chain: &'static str, steps: Vec<Step>) {
-        self.batch.add(NfListObject::Rule(Rule {
-            family: self.family,
-            table: self.name(),
-            chain: chain.into(),
-            expr: steps.into(),
-            ..Rule::default()
-        }));
-    }
-}
-
-pub(super) fn compare(op: Operator, left: Text, right: Text) -> Step {
-    Statement::Match(Match { left, right, op })
-}
-
-pub(super) fn is(left: Text, right: Text) -> Step {
-    compare(Operator::EQ, left, right)
-}
-
-pub(super) fn state(names: &[&'static str]) -> Step {
-    let left = Expression::Named(NamedExpression::CT(CT { key: "state".into(), family: None, dir: None }));
-    let names = names.iter().map(|&name| text(name)).collect();
-    compare(Operator::IN, left, Expression::List(names))
-}
-
 /// Matches the packet that exceeds its guest's limit of tracked connections. The name of a meter belongs to one rule.
 fn too_many_connections(meter: &'static str) -> Step {
     let count = CTCount { val: Expression::Number(GUEST_CONNECTIONS_MAX), inv: Some(true) };
@@ -380,41 +275,6 @@ fn too_many_broadcasts() -> Step {
     }));
     let stmt = Box::new(Statement::Limit(limit));
     Statement::Meter(Meter { name: "broadcasts".into(), key, stmt })
-}
-
-/// Refuses a packet with an answer, so that a guest's program fails at once.
-pub(super) fn refuse() -> Step {
-    Statement::Reject(Some(Reject::new(Some(RejectType::ICMP), Some(RejectCode::AdminProhibited))))
-}
-
-pub(super) fn set(items: impl Iterator<Item = Text>) -> Text {
-    Expression::Named(NamedExpression::Set(items.map(SetItem::Element).collect()))
-}
-
-pub(super) fn text(value: impl Into<Cow<'static, str>>) -> Text {
-    Expression::String(value.into())
-}
-
-pub(super) fn meta(key: MetaKey) -> Text {
-    Expression::Named(NamedExpression::Meta(Meta { key }))
-}
-
-pub(super) fn field(protocol: &'static str, field: &'static str) -> Text {
-    let field = PayloadField { protocol: protocol.into(), field: field.into() };
-    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
-}
-
-pub(super) fn ip(name: &'static str) -> Text {
-    field("ip", name)
-}
-
-pub(super) fn prefix(subnet: Cidr) -> Text {
-    prefix_of(subnet.network(), subnet.prefix)
-}
-
-pub(super) fn prefix_of(address: Ipv4Addr, length: u8) -> Text {
-    let addr = Box::new(text(address.to_string()));
-    Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(length) }))
 }
 
 fn group(rules: &FirewallRules) -> Text {

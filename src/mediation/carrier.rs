@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
@@ -75,7 +75,7 @@ fn internet(kind: SocketType, address: SocketAddrV4) -> io::Result<OwnedFd> {
 
 /// Opens the sockets of the process, in the order of its descriptors.
 fn sockets(control: &Path, settings: &MediatorSettings) -> io::Result<Vec<OwnedFd>> {
-    let at = |port| SocketAddrV4::new(Ipv4Addr::from(settings.address), port);
+    let at = |port| SocketAddrV4::new(settings.address, port);
     let ports = settings.ports;
     let mut all = vec![
         internet(SocketType::STREAM, at(ports.captured))?,

@@ -22,6 +22,10 @@ impl AuditFiles {
         Self(data_dir.join("egress"))
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        &self.0
+    }
+
     fn paths(&self, owner: &Uid) -> [PathBuf; 2] {
         ENDINGS.map(|ending| self.0.join(format!("{owner}.{ending}")))
     }

@@ -5,10 +5,12 @@
 //! carrier    the process: its sockets, its walls, its identity and its end
 //! policies   what the daemon asks of the process by its control socket
 //! logs       the files of audit logs
+//! audit_lines  the lines of one, also while it is written
 //! ```
 //! Guarantees: the process is found again by its command line, its user and its start time. It gets its sockets and the
 //! files of logs as descriptors, and credentials by its control socket only.
 
+mod audit_lines;
 mod carrier;
 mod config;
 mod logs;
@@ -19,6 +21,7 @@ use std::sync::{Arc, Mutex};
 
 use stead_schemas::names::Uid;
 
+pub use self::audit_lines::AuditLines;
 pub use self::config::EgressConfig;
 pub(crate) use self::config::{gate, settings};
 pub use self::logs::AuditFiles;

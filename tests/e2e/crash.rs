@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
 use stead_controllers::ingress::IngressReconciler;
+use stead_controllers::mediation::MediationReconciler;
+use stead_controllers::mediator::MediatorReconciler;
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::nic::NicReconciler;
 use stead_controllers::runtime::{Action, Reconciler};
@@ -152,6 +154,15 @@ pub(crate) const OF_LIVE_GROWTH: (&str, &str) = ("instance", "GrowVolume");
 /// Step of a volume that begins as an archive (tests/e2e/volume_archives.rs).
 pub(crate) const OF_ARCHIVE: (&str, &str) = ("disk", "Take");
 
+/// Steps of mediated egress: of its process, and of an instance's policy (tests/e2e/egress/crashes.rs).
+pub(crate) const OF_EGRESS: [(&str, &str); 5] = [
+    ("mediator", "Launch"),
+    ("mediator", "Retire"),
+    ("mediation", "Put"),
+    ("mediation", "Remove"),
+    ("mediation", "DiscardLog"),
+];
+
 /// Step of an instance whose time is over.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
@@ -171,12 +182,14 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<SnapshotReconciler<World>>())
         .chain(of::<ScheduleReconciler>())
         .chain(of::<IngressReconciler<World>>())
+        .chain(of::<MediatorReconciler<World>>())
+        .chain(of::<MediationReconciler<World>>())
         .collect();
     let tables = OF_DRIFT.iter().chain(&OF_DRIFT_WHILE_DOWN).map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
-    let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
+    let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS).chain(OF_EGRESS);
     let tables = tables.chain(OF_MEMORY).chain(OF_ATTACHMENT).chain(OF_DETACHMENT);
     let tables = tables.chain([OF_DISK_LIMIT, OF_CHANGES, OF_GROWTH, OF_LIVE_GROWTH, OF_ARCHIVE]);
     let tables: BTreeSet<_> = tables

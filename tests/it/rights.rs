@@ -37,6 +37,7 @@ const ROUTES: &str = "
     POST /instances/{id}/fork instance:write
     GET /instances/{id}/wait instance:read
     GET /instances/{id}/logs instance:read
+    GET /instances/{id}/egress/log instance:read
     GET /instances/{id}/exec instance:write
     GET /instances/{id}/cp instance:write
     GET /instances/{id}/stat instance:read

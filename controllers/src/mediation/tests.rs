@@ -72,7 +72,7 @@ fn shown(plan: &Plan<Action>) -> String {
         Plan::Converged => "Converged".to_owned(),
         Plan::Wait(wait) => format!("Wait {:?}", wait.reason),
         Plan::Record(record) => format!("Record {:?}", record.reason),
-        Plan::Act(steps) => steps.iter().map(|step| <&str>::from(step)).collect::<Vec<_>>().join(", "),
+        Plan::Act(steps) => steps.iter().map(<&str>::from).collect::<Vec<_>>().join(", "),
         Plan::Refuse(refusal) => format!("{refusal:?}"),
     }
 }

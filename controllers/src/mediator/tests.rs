@@ -62,7 +62,7 @@ fn shown(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
         Plan::Wait(wait) => format!("Wait {:?}", wait.reason),
-        Plan::Act(steps) => steps.iter().map(|step| <&str>::from(step)).collect::<Vec<_>>().join(", "),
+        Plan::Act(steps) => steps.iter().map(<&str>::from).collect::<Vec<_>>().join(", "),
         other => format!("{other:?}"),
     }
 }

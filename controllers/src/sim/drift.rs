@@ -43,7 +43,7 @@ pub enum Drift {
     SetClock,
     /// The process that carries mediated egress ends.
     KillMediator,
-    /// It stops and does not answer any more.
+    /// The process that carries mediated egress stops and does not answer any more.
     StopMediator,
     /// The program of the daemon is replaced, and not that of the process.
     OutdateMediator,

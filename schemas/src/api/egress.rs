@@ -19,7 +19,7 @@ const INVALID: &str = "invalid_request";
 /// Mediated egress as clients read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressView {
-    /// Always true: an instance without mediated egress has no such object.
+    /// True always: an instance without mediated egress has no such object.
     pub enabled: bool,
     /// Rule for connections that the proxy does not handle.
     pub enforcement: EnforcementView,

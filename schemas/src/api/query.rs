@@ -75,6 +75,18 @@ pub enum LogSource {
     Hypeman,
     /// The same as `hypeman`.
     Stead,
+    /// What mediated egress carried and refused; an addition to Hypeman's API.
+    Egress,
+}
+
+/// The parameters of `GET /instances/{id}/egress/log`.
+#[derive(Debug, JsonSchema)]
+pub struct EgressLog {
+    /// Number of lines from the end of the log; 100 by default.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub tail: Option<u32>,
+    /// True to continue with the lines that come; false by default.
+    pub follow: Option<bool>,
 }
 
 /// The parameters of `GET /instances/{id}/logs`.

@@ -62,13 +62,14 @@ fn the_page_s_own_example_names_every_field_this_server_cannot_honour_yet() {
             "inject": [{"as": {"format": "Bearer ${value}", "header": "Authorization"}, "hosts": ["api.openai.com"]}],
             "source": {"env": "OUTBOUND_OPENAI_KEY"},
         }},
+        "env": {"OUTBOUND_OPENAI_KEY": "s3cret"}, "network": {"egress": {"enabled": true}},
         "devices": ["l4-gpu"], "disk_io_bps": "100MB/s", "hotplug_size": "2GB",
         "hypervisor": "cloud-hypervisor", "overlay_size": "20GB", "size": "2GB",
     });
     let refused = problems(body);
     assert!(refused.iter().all(|(_, code)| *code == "not_supported"), "{refused:?}");
     let paths: Vec<&str> = refused.iter().map(|(path, _)| path.as_str()).collect();
-    assert_eq!(paths, ["hypervisor", "devices", "credentials"]);
+    assert_eq!(paths, ["hypervisor", "devices"]);
 }
 
 #[test]

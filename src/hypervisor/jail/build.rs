@@ -43,6 +43,9 @@ const NAMESPACES: [(&str, libc::c_int); 5] = [
     ("cgroup", libc::CLONE_NEWCGROUP),
 ];
 
+/// The files of a view, and whether programs in it have a network.
+type ViewKey = (Vec<Seen>, bool);
+
 /// The jails of one daemon. Clones share their views.
 #[derive(Debug, Clone)]
 pub struct Jails {
@@ -52,7 +55,7 @@ pub struct Jails {
     pub(super) namespaces: u64,
     pub(super) has_filters: bool,
     has_walls: bool,
-    views: Arc<Mutex<BTreeMap<(Vec<Seen>, bool), Arc<View>>>>,
+    views: Arc<Mutex<BTreeMap<ViewKey, Arc<View>>>>,
     programs: Arc<Mutex<BTreeMap<PathBuf, Vec<Seen>>>>,
 }
 

@@ -27,7 +27,7 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 pub(crate) struct CarrierCommand {
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
-    /// Its descriptors, in the order of their numbers.
+    /// The descriptors that it gets, in the order of their numbers.
     pub(crate) descriptors: Vec<OwnedFd>,
     /// Files that it reads by their paths.
     pub(crate) files: Vec<PathBuf>,

@@ -1,5 +1,6 @@
 //! Mediated egress of real guests: what leaves, with which credentials, and what becomes of it when programs end.
 
+mod crashes;
 mod outside;
 
 use std::fs;
@@ -17,11 +18,25 @@ use crate::socket::{run as exec, shell};
 /// The credential's values, one after the other. They are in no other text.
 const VALUES: [&str; 2] = ["v4lue-number-one", "v4lue-number-two"];
 
-/// Starts a daemon whose mediated guests reach the outside.
-async fn start(site: &mut Harness, outside: &Outside) {
+/// Returns the configuration of a daemon whose mediated guests reach the outside.
+fn variables(outside: &Outside) -> [(&'static str, String); 2] {
     let roots = format!("{{roots={:?}}}", outside.authority());
-    site.spawn_with(&[("STEAD_DNS", r#"["203.0.113.53"]"#), ("STEAD_EGRESS", &roots)]);
+    [("STEAD_DNS", r#"["203.0.113.53"]"#.to_owned()), ("STEAD_EGRESS", roots)]
+}
+
+async fn start(site: &mut Harness, outside: &Outside) {
+    let variables = variables(outside);
+    site.spawn_with(&variables.each_ref().map(|(key, value)| (*key, &**value)));
     site.answers().await;
+}
+
+/// Waits until a request of the guest has its answer.
+async fn works(site: &Harness) {
+    until("a request", BOOT, async || {
+        let answer = asks(site, "https://api.example.com/").await;
+        (answer.0 == 0).then_some(())
+    })
+    .await;
 }
 
 fn mediated(more: &Value) -> Value {
@@ -155,19 +170,39 @@ fn carrier_log(site: &Harness) -> String {
 }
 
 #[test]
+fn a_hostile_guest_reaches_nothing_but_what_is_carried() {
+    in_namespace(async || {
+        let mut site = Harness::new().await;
+        let outside = Outside::new(&site).await;
+        start(&mut site, &outside).await;
+        let seen = box_with(&site, &json!({})).await;
+        let address = seen["network"]["ip"].as_str().expect("an address");
+        let put = format!("cat >/attack.py <<'END'\n{}\nEND", include_str!("attack.py"));
+        shell(&site, "box", &put).await;
+        let line = format!("python3 /attack.py {address} 10.185.0.1 203.0.113.10 2>&1");
+        let (code, output) = attempt(&site, &line).await;
+        assert_eq!((code, output.as_str()), (json!(0), "done\n"), "{}", carrier_log(&site));
+        // The guest is as well as before, and so is the host.
+        works(&site).await;
+        assert!(!outside.seen().contains("stray"), "{}", outside.seen());
+        let report = site.cli("egress report box -o json");
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        assert_eq!(report["hosts"]["api.example.com:443"]["protocols"], json!(["https"]), "{report:#}");
+        let log = site.cli("egress log box --tail 100000");
+        assert!(log.contains("allowed api.example.com:443 GET / 200 with KEY"), "{log}");
+        assert!(log.contains("refused 169.254.169.254:80"), "{log}");
+        site.delete("box").await;
+        settles(&mut site, "attacks").await;
+    });
+}
+
+#[test]
 fn the_process_and_the_daemon_end_and_nothing_opens_and_everything_comes_back() {
     in_namespace(async || {
         let mut site = Harness::new().await;
         let outside = Outside::new(&site).await;
         start(&mut site, &outside).await;
         box_with(&site, &json!({})).await;
-        let works = async |site: &Harness| {
-            until("a request", BOOT, async || {
-                let answer = asks(site, "https://api.example.com/").await;
-                (answer.0 == 0).then_some(())
-            })
-            .await;
-        };
         works(&site).await;
         let [first] = carriers()[..] else { panic!("one process: {:?}", carriers()) };
         run("kill", &["-9", &first.to_string()]);

@@ -57,7 +57,7 @@ def names():
             labels.append(question[at + 1 : at + 1 + question[at]].decode())
             at += question[at] + 1
         note("name", ".".join(labels).lower())
-        address = "10.9.9.9" if labels[0].lower() == "inward" else ADDRESS
+        address = {"inward": "10.9.9.9", "metadata": "169.254.169.254"}.get(labels[0].lower(), ADDRESS)
         count = b"\0\1" if kind == b"\0\1" else b"\0\0"
         answer = b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4" + socket.inet_aton(address) if kind == b"\0\1" else b""
         sock.sendto(question[:2] + b"\x81\x80\0\1" + count + b"\0\0\0\0" + question[12:end] + answer, client)
@@ -77,6 +77,24 @@ def listen(kind, port):
         note("stray", str(port))
 
 
+def watch():
+    """Notes packets that neither the process of egress nor an answer to it would send."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    sock.bind(("in0", 0x0800))
+    while True:
+        data, origin = sock.recvfrom(2048)
+        # Packets that leave are seen too.
+        if origin[2] == socket.PACKET_OUTGOING:
+            continue
+        head = 14 + (data[14] & 15) * 4
+        source, target = socket.inet_ntoa(data[26:30]), socket.inet_ntoa(data[30:34])
+        port = int.from_bytes(data[head + 2 : head + 4], "big")
+        is_carried = data[23] == 6 and target == ADDRESS and port in (80, 443)
+        is_question = data[23] in (6, 17) and target == "203.0.113.53" and port == 53
+        if source != "203.0.113.1" or not (is_carried or is_question):
+            note("stray", source, target, f"protocol {data[23]} port {port}")
+
+
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(f"{directory}/host.pem", f"{directory}/host.key")
 serve(80)
@@ -84,5 +102,6 @@ serve(443, context)
 for kind, port in ((socket.SOCK_STREAM, 22), (socket.SOCK_STREAM, 8443), (socket.SOCK_DGRAM, 443), (socket.SOCK_DGRAM, 9999)):
     threading.Thread(target=listen, args=(kind, port), daemon=True).start()
 threading.Thread(target=names, daemon=True).start()
+threading.Thread(target=watch, daemon=True).start()
 note("ready")
 threading.Event().wait()

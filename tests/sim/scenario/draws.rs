@@ -51,7 +51,7 @@ impl Play {
     /// Draws mediated egress with a credential of the variable `KEY`, or none.
     pub(super) fn egress(&mut self) -> Option<EgressSpec> {
         let host: HostPattern = "api.example.com".parse().expect("valid");
-        let target = Place {
+        let target = Field {
             header: "authorization".parse().expect("valid"),
             format: "Bearer ${value}".parse().expect("valid"),
         };

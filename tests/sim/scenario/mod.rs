@@ -26,7 +26,7 @@ use stead_schemas::api::{
 };
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::egress::{
-    CertificateAuthority, Credential, EgressMode, EgressSpec, HostPattern, Injection, Source, Target as Place,
+    CertificateAuthority, Credential, EgressMode, EgressSpec, HostPattern, Injection, Source, Target as Field,
 };
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};

@@ -12,7 +12,7 @@ use crate::host::{LaunchPlan, SavedMemory, VolumeDisk};
 use crate::runtime::{Moment, Plan, Refusal};
 use crate::vm::program::argv;
 use crate::vm::steps::{act, record, wait, wait_for_disk};
-use crate::vm::{Action, Observed, VolumesSeen, restarts, vmm_limits};
+use crate::vm::{Action, Observed, Parts, VolumesSeen, restarts, vmm_limits};
 
 /// Launches or restores the VM once everything that it needs exists.
 pub(super) fn plan_launch(
@@ -46,16 +46,8 @@ pub(super) fn plan_launch(
     if let Some(why) = &parts.volumes.trouble {
         return wait(Reason::WaitingForDisk, why.clone(), None);
     }
-    if object.spec.has_network && !parts.nic.as_ref().is_some_and(|nic| nic.is_ready) {
-        let trouble = parts.nic.as_ref().and_then(|nic| nic.trouble.clone());
-        let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
-        return wait(Reason::WaitingForNetwork, message, None);
-    }
-    let has_policy = parts.mediation.as_ref().is_some_and(|mediation| mediation.is_ready);
-    if object.spec.has_network && object.spec.egress.is_some() && !has_policy {
-        let trouble = parts.mediation.as_ref().and_then(|mediation| mediation.trouble.clone());
-        let message = trouble.unwrap_or_else(|| "the policy of its egress is not in force yet".to_owned());
-        return wait(Reason::WaitingForEgress, message, None);
+    if let Some(plan) = wait_for_network(object, parts) {
+        return plan;
     }
     if let Some(until) = restarts::next_attempt(&object.status, now).filter(|&until| now.at() < until) {
         let (reason, message) = match object.status.restart.last_reason {
@@ -89,6 +81,22 @@ pub(super) fn plan_launch(
         limits: vmm_limits::desired(&object.spec, parts.accelerator),
     });
     act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
+}
+
+/// Waits for the card, and for the policy of mediated egress: a program's first requests need both.
+fn wait_for_network(object: &Object<Instance>, parts: &Parts) -> Option<Plan<Action>> {
+    if object.spec.has_network && !parts.nic.as_ref().is_some_and(|nic| nic.is_ready) {
+        let trouble = parts.nic.as_ref().and_then(|nic| nic.trouble.clone());
+        let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
+        return Some(wait(Reason::WaitingForNetwork, message, None));
+    }
+    let has_policy = parts.mediation.as_ref().is_some_and(|mediation| mediation.is_ready);
+    if object.spec.has_network && object.spec.egress.is_some() && !has_policy {
+        let trouble = parts.mediation.as_ref().and_then(|mediation| mediation.trouble.clone());
+        let message = trouble.unwrap_or_else(|| "the policy of its egress is not in force yet".to_owned());
+        return Some(wait(Reason::WaitingForEgress, message, None));
+    }
+    None
 }
 
 /// Returns the disks of a VM that boots, or those that it had when its memory was saved: others come when it runs.
