@@ -311,10 +311,7 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<NicRule>), Hos
             tables.entry((family, kind, key)).or_default().push(body);
         }
     }
-    // Tables of earlier versions have no lanes.
-    if lanes.is_empty() {
-        lanes.insert(Lane::Direct, senders.iter().map(|(_, _, address)| *address).collect());
-    }
+    // A port in no lane is left out, and its reconciler adds it again. Which lane it was in is not guessed.
     let nics = senders.iter().flat_map(|(tap, mac, address)| {
         let its = lanes.iter().filter(|(_, addresses)| addresses.contains(address));
         its.map(|(&lane, _)| NicRule { tap: tap.clone(), mac: *mac, address: *address, lane })

@@ -26,7 +26,7 @@ pub struct AuditLines {
     watch: Option<DirectoryWatch>,
 }
 
-/// One of the files, and the position in it.
+/// A file of the log, and the position in it.
 #[derive(Debug)]
 struct Part {
     file: File,

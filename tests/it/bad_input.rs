@@ -164,16 +164,6 @@ fn unsupported_fields() -> Vec<Case> {
             "invalid_bandwidth_upload",
             "network.bandwidth_upload needs network.enabled",
         ),
-        post(
-            with("network", json!({"egress": {"enabled": true}})),
-            "not_supported",
-            "network.egress.enabled ",
-        ),
-        post(
-            with("network", json!({"egress": {"enforcement": {"mode": "none"}}})),
-            "invalid_request",
-            "network.egress.enforcement.mode ",
-        ),
         post(with("platform", json!("windows/amd64")), "invalid_platform", "platform "),
         ("POST", NEW, with("platform", json!("linux/arm64")), 404, "platform_not_available", "platform "),
         post(with("hotplug_size", json!("x")), "invalid_hotplug_size", "hotplug_size "),
@@ -201,6 +191,33 @@ fn unsupported_fields() -> Vec<Case> {
             404,
             "not_found",
             "no volume \"v\"",
+        ),
+    ]
+}
+
+/// Returns creations with malformed mediated egress.
+fn egress_fields() -> Vec<Case> {
+    let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
+    vec![
+        post(
+            with("network", json!({"enabled": false, "egress": {"enabled": true}})),
+            "invalid_request",
+            "network.egress requires network.enabled=true",
+        ),
+        post(
+            with("network", json!({"egress": {"enabled": true, "allow_hosts": ["*.com"]}})),
+            "invalid_request",
+            "network.egress.allow_hosts[0] ",
+        ),
+        post(
+            with("network", json!({"egress": {"allow_hosts": []}})),
+            "invalid_request",
+            "network.egress.allow_hosts requires",
+        ),
+        post(
+            with("network", json!({"egress": {"enforcement": {"mode": "none"}}})),
+            "invalid_request",
+            "network.egress.enforcement.mode ",
         ),
         post(with("credentials", json!({"K": {"inject": []}})), "invalid_request", "credentials[K].source "),
     ]
@@ -300,6 +317,7 @@ async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
         .into_iter()
         .chain(hypervisors())
         .chain(unsupported_fields())
+        .chain(egress_fields())
         .chain(reclaims())
         .chain(policy_fields())
         .chain(archives())

@@ -162,8 +162,6 @@ async fn a_network_is_joined_and_left_with_the_next_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_creation_refuses_is_refused_with_the_same_code_and_path() {
     let server = running().await;
-    let credential =
-        json!({"K": {"source": {"env": "K"}, "inject": [{"as": {"header": "x", "format": "${value}"}}]}});
     for (field, value, path) in [
         ("name", json!("-x"), "name"),
         ("image", json!("UP:::"), "image"),
@@ -171,8 +169,6 @@ async fn what_a_creation_refuses_is_refused_with_the_same_code_and_path() {
         ("pull", json!("never"), "pull"),
         ("devices", json!(["a"]), "devices"),
         ("gpu", json!({"profile": "a"}), "gpu.profile"),
-        ("credentials", credential, "credentials"),
-        ("network", json!({"egress": {"enabled": true}}), "network.egress.enabled"),
         ("network", json!({"enabled": false, "bandwidth_upload": "1Mbps"}), "network.bandwidth_upload"),
     ] {
         let mut body = json!({"name": "new", "image": IMAGE});
@@ -181,6 +177,26 @@ async fn what_a_creation_refuses_is_refused_with_the_same_code_and_path() {
         let changed = patch(&server, json!({ field: value })).await;
         assert!(changed.status >= 400, "{field}: {}", changed.body);
         assert_eq!((created.status, created.body), (changed.status, changed.body.clone()), "{field}");
+        assert!(
+            changed.body["message"].as_str().is_some_and(|text| text.starts_with(path)),
+            "{}",
+            changed.body
+        );
+    }
+    // These are decided when an instance is created.
+    let credential =
+        json!({"K": {"source": {"env": "K"}, "inject": [{"as": {"header": "x", "format": "${value}"}}]}});
+    for (field, value, path) in [
+        ("credentials", credential, "credentials"),
+        ("network", json!({"egress": {"enabled": true}}), "network.egress.enabled"),
+    ] {
+        let changed = patch(&server, json!({ field: value })).await;
+        assert_eq!(
+            (changed.status, &changed.body["code"]),
+            (400, &json!("not_supported")),
+            "{}",
+            changed.body
+        );
         assert!(
             changed.body["message"].as_str().is_some_and(|text| text.starts_with(path)),
             "{}",

@@ -15,10 +15,11 @@ use stead::api::{
     router, routes, serve,
 };
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
+use stead_controllers::mediator;
 use stead_controllers::network::admission;
 use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::{AMPLE, SimRegistryImage, World, network_spec, node_spec};
+use stead_controllers::sim::{AMPLE, SimRegistryImage, World, mediator_settings, network_spec, node_spec};
 use stead_controllers::store::{MemoryKv, PlainSealer, Store};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::node::Resources;
@@ -117,6 +118,7 @@ impl Server {
         tasks.spawn(writer.run(std::future::pending::<()>()));
         store.transact(move |tx| admission::declare_network(tx, network_spec())).await.expect("declared");
         store.transact(|tx| node::admission::declare(tx, node_spec())).await.expect("declared");
+        store.transact(|tx| mediator::admission::declare(tx, mediator_settings())).await.expect("declared");
         let settings = Settings {
             store: store.clone(),
             clock: host,

@@ -10,7 +10,7 @@ def bytes_as_they_are(context, value):
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    if case.path.endswith(("/logs", "/events")) and (case.query or {}).get("follow"):
+    if case.path.endswith(("/logs", "/egress/log", "/events")) and (case.query or {}).get("follow"):
         case.query = {**case.query, "follow": "false"}
     if (case.query or {}).get("watch"):
         case.query = {**case.query, "watch": "false"}

@@ -75,7 +75,7 @@ pub enum LogSource {
     Hypeman,
     /// The same as `hypeman`.
     Stead,
-    /// What mediated egress carried and refused; an addition to Hypeman's API.
+    /// The connections of mediated egress; an addition to Hypeman's API.
     Egress,
 }
 

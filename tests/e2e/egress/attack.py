@@ -105,12 +105,12 @@ for port in (22, 25, 853, 8443):
 
 def proxy(head, address=gateway, port=18080):
     """Sends a head to the proxy, and returns its first line."""
-    with socket.create_connection((address, port), 20) as sock:
-        sock.sendall(head.encode())
-        try:
+    try:
+        with socket.create_connection((address, port), 20) as sock:
+            sock.sendall(head.encode())
             return sock.recv(4096).split(b"\r\n")[0].decode(errors="replace")
-        except OSError:
-            return ""
+    except OSError:
+        return ""
 
 
 # Connections to the ports of HTTP are accepted by the proxy, which goes nowhere near the host with them.

@@ -13,8 +13,8 @@ use crate::harness::{BOOT, Harness, MOMENT};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
 
-/// Restarts the daemon so that it dies at a step, sends a request of which it dies, and starts it again.
-async fn dies(site: &mut Harness, outside: &Outside, failpoint: &str, method: Method, path: &str) {
+/// Restarts the daemon so that it dies at a step, of its start or of a request, and starts it again.
+async fn dies(site: &mut Harness, outside: &Outside, failpoint: &str, request: Option<(Method, &str)>) {
     if site.has_daemon() {
         site.stop().await;
     }
@@ -22,8 +22,10 @@ async fn dies(site: &mut Harness, outside: &Outside, failpoint: &str, method: Me
     let mut all: Vec<(&str, &str)> = variables.iter().map(|(key, value)| (*key, &**value)).collect();
     all.push(("STEAD_FAILPOINT", failpoint));
     site.spawn_with(&all);
-    site.answers().await;
-    site.attempt(method, path, None).await;
+    if let Some((method, path)) = request {
+        site.answers().await;
+        site.attempt(method, path, None).await;
+    }
     site.crashed(failpoint).await;
     start(site, outside).await;
 }
@@ -55,11 +57,11 @@ fn a_crash_at_any_step_of_mediated_egress_is_healed() {
                 // The process ends while no daemon runs, so that the next one has to start it and put the policy.
                 site.stop().await;
                 carriers().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid}"))));
-                dies(&mut site, &outside, &first, Method::GET, "/instances").await;
+                dies(&mut site, &outside, &first, None).await;
                 works(&site).await;
-                dies(&mut site, &outside, &remove, Method::POST, "/instances/box/stop").await;
+                dies(&mut site, &outside, &remove, Some((Method::POST, "/instances/box/stop"))).await;
                 site.until_state("box", "Stopped").await;
-                dies(&mut site, &outside, &last, Method::DELETE, "/instances/box").await;
+                dies(&mut site, &outside, &last, Some((Method::DELETE, "/instances/box"))).await;
                 is_gone(&site).await;
                 settles(&mut site, &last).await;
             }

@@ -1,6 +1,7 @@
 //! Mediated egress of real guests: what leaves, with which credentials, and what becomes of it when programs end.
 
 mod crashes;
+mod modes;
 mod outside;
 
 use std::fs;
@@ -138,8 +139,9 @@ fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_on
             let answer = attempt(&site, line).await;
             assert_ne!(answer.0, 0, "{line}: {answer:?}");
         }
-        shell(&site, "box", "for port in 443 9999; do echo x | nc -u -w 1 203.0.113.10 $port || true; done")
-            .await;
+        for port in [443, 9999] {
+            shell(&site, "box", &modes::send(port)).await;
+        }
         assert!(!outside.seen().contains("stray"), "{}", outside.seen());
 
         // Another value is in force without a restart.
@@ -191,6 +193,11 @@ fn a_hostile_guest_reaches_nothing_but_what_is_carried() {
         let log = site.cli("egress log box --tail 100000");
         assert!(log.contains("allowed api.example.com:443 GET / 200 with KEY"), "{log}");
         assert!(log.contains("refused 169.254.169.254:80"), "{log}");
+        // A guest that is not mediated is seen outside, so the others would be too.
+        let body = json!({ "cmd": ["ping", "-c", "3", "203.0.113.10"] });
+        site.create("free", &image("clients"), body).await;
+        until("a packet outside", BOOT, async || outside.seen().contains("stray").then_some(())).await;
+        site.delete("free").await;
         site.delete("box").await;
         settles(&mut site, "attacks").await;
     });

@@ -234,7 +234,8 @@ pub struct InstanceUpdate {
     pub devices: Option<Vec<String>>,
     /// Virtual GPU. It is not supported yet: only an empty profile is accepted.
     pub gpu: Option<GpuRequest>,
-    /// Credentials that mediated egress injects. They are not supported yet: only an empty object is accepted.
+    /// Credentials that mediated egress injects. They are decided when the instance is created: only an empty object is
+    /// accepted.
     #[schemars(extend("maxProperties" = 0))]
     pub credentials: Option<BTreeMap<String, CredentialRequest>>,
     /// All volumes that the instance should have mounted. Others are unmounted, and those that are missing are mounted,

@@ -98,7 +98,12 @@ fn instances() -> Vec<Value> {
 #[test]
 fn described_bodies_have_the_fields_that_are_read() {
     assert_eq!(described::<InstanceCreate>(), read(instances(), |b| api::InstanceRequest::read(b, &offer())));
-    assert_eq!(described::<InstanceUpdate>(), read(instances(), |b| api::InstancePatch::read(b, &offer())));
+    // What is inside of credentials is not read: only the empty object is accepted.
+    let updated = described::<InstanceUpdate>().into_iter().filter(|path| !path.starts_with("credentials["));
+    assert_eq!(
+        updated.collect::<BTreeSet<_>>(),
+        read(instances(), |b| api::InstancePatch::read(b, &offer()))
+    );
     let nothing = || vec![json!({})];
     assert_eq!(described::<InstanceStart>(), read(nothing(), api::InstanceStart::read));
     let compressed = || vec![json!({"compression": {}})];
