@@ -31,6 +31,10 @@ const START_POLL: Duration = Duration::from_millis(2);
 /// than a quiet one.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
+/// Size of the log of messages, in bytes, at which a process that starts begins it anew. Its limit on files keeps it within
+/// four times of that while it runs.
+const LOG_BYTES_MAX: u64 = 4 << 20;
+
 /// The arguments by which a process is found again and compared.
 const OWNER: &str = "--owner";
 const BUILD: &str = "--build";
@@ -148,6 +152,9 @@ impl Carriers {
         let sockets = sockets(&self.socket(), settings)?;
         let log =
             File::options().create(true).append(true).mode(0o600).open(config.data_dir.join("egress.log"))?;
+        if log.metadata()?.len() > LOG_BYTES_MAX {
+            log.set_len(0)?;
+        }
         let roots = config.roots.display().to_string();
         let settings = serde_json::to_string(settings)?;
         let daemon = rustix::process::geteuid().as_raw().to_string();
