@@ -28,6 +28,8 @@ pub enum ConditionType {
     MemoryResized,
     /// The guest has the volumes mounted that it should; reported only while it has not.
     VolumesMounted,
+    /// The policy of the guest's egress is in force; reported only while it is not, and the guest reaches nothing.
+    EgressMediated,
 }
 
 /// The status of a condition.

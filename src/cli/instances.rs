@@ -18,7 +18,7 @@ use super::client::Client;
 use super::instance_table::show_all;
 use super::policies::Policies;
 use super::show::{age, line, print, shown};
-use super::{Failure, Output, auto_standby, bandwidth, health, hotplug, images, volumes};
+use super::{Failure, Output, auto_standby, bandwidth, credentials, health, hotplug, images, volumes};
 
 /// Time for an instance to reach the state that a verb asks for; a boot on a busy host takes less.
 const ARRIVAL_MAX: Duration = Duration::from_secs(120);
@@ -58,6 +58,8 @@ pub(crate) struct Run {
     /// A tag, as KEY=VALUE.
     #[arg(short = 'l', long = "tag", value_parser = pair)]
     tags: Vec<(String, String)>,
+    #[command(flatten)]
+    egress: credentials::Egress,
     #[command(flatten)]
     bandwidth: bandwidth::Bandwidth,
     #[command(flatten)]
@@ -160,6 +162,7 @@ fn body(run: &Run) -> Result<Value, Failure> {
     if !run.volumes.is_empty() {
         set("volumes", run.volumes.iter().map(volumes::Mount::entry).collect());
     }
+    run.egress.put(&mut body)?;
     run.bandwidth.put(&mut body);
     run.hotplug.put(&mut body);
     run.policies.put(&mut body)?;
@@ -248,6 +251,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
     facts.extend(instance.network.ip.clone().map(|ip| ("Address", ip)));
     facts.extend(hotplug::summary(&instance).map(|memory| ("Hotplug", memory)));
     facts.extend(instance.disk_io_bps.clone().map(|rate| ("Disk limit", rate)));
+    facts.extend(instance.network.egress.as_ref().map(|egress| ("Egress", credentials::summary(egress))));
     facts.extend(bandwidth::summary(&instance.network).map(|limits| ("Bandwidth", limits)));
     facts.extend(instance.vmm_pid.map(|pid| ("VMM process", pid.to_string())));
     facts.extend(instance.health_status.as_ref().and_then(health::summary).map(|health| ("Health", health)));

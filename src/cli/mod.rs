@@ -11,6 +11,7 @@ mod bandwidth;
 mod base;
 mod client;
 mod copy;
+mod credentials;
 mod daemon;
 mod egress;
 mod exec;

@@ -16,13 +16,15 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use jiff::Timestamp;
 use stead_schemas::egress::MediatorSettings;
+use stead_schemas::limits::MEDIATOR_POLL_INTERVAL;
 use stead_schemas::mediation::{Mediator, MediatorStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 
 use crate::host::{Host, HostError, Mediators};
-use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler, after};
 use crate::store::Store;
 
 pub use observe::Observed;
@@ -65,6 +67,12 @@ impl<H: Host> Reconciler for MediatorReconciler<H> {
 
     fn status(object: &Object<Mediator>, seen: Option<&Observed>, end: &PassEnd) -> MediatorStatus {
         status::status(object, seen, end)
+    }
+
+    fn next_poll(object: &Object<Mediator>, now: Timestamp) -> Option<Timestamp> {
+        // Nothing reports that a process has stopped to answer.
+        let runs = object.status.pid.is_some();
+        runs.then(|| after(now, MEDIATOR_POLL_INTERVAL))
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {

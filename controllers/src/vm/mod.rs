@@ -47,6 +47,7 @@ mod health;
 mod idle;
 mod live_volumes;
 mod log;
+mod mediation;
 mod memory;
 mod observe;
 mod passing_condition;

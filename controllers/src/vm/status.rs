@@ -14,7 +14,9 @@ use super::facts::{
     is_prepared, is_spent, is_wanted,
 };
 use super::passing_condition::{self, Found};
-use super::{Observed, confinement, health, idle, live_volumes, memory, pending, restarts, room, vmm_limits};
+use super::{
+    Observed, confinement, health, idle, live_volumes, mediation, memory, pending, restarts, room, vmm_limits,
+};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
@@ -70,6 +72,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     pending::report(&mut status, object, seen, end.now);
     memory::record(&mut status, object, seen, end.now);
     live_volumes::record(&mut status, object, seen, end.now);
+    mediation::report(&mut status, object, seen, end.now);
     status
 }
 
@@ -343,7 +346,8 @@ fn not_ready(
             | ConditionType::Confined
             | ConditionType::PendingChanges
             | ConditionType::MemoryResized
-            | ConditionType::VolumesMounted => fresh,
+            | ConditionType::VolumesMounted
+            | ConditionType::EgressMediated => fresh,
         };
         condition::set(&mut conditions, replaced);
     }

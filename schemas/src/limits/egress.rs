@@ -51,6 +51,8 @@ pub const EGRESS_TUNNEL_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 pub const MEDIATOR_RELAUNCH_DELAY_FIRST: Duration = Duration::from_millis(50);
 /// Longest such delay: guests reach nothing meanwhile, and a start each second costs the host little.
 pub const MEDIATOR_RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Time between two questions to the process whether it answers: the limit on its silence is twenty seconds.
+pub const MEDIATOR_POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Time after which a process did not end soon after its start.
 pub const MEDIATOR_LIFE_MIN: Duration = Duration::from_secs(10);
 /// Largest number of addresses of a name that are tried.

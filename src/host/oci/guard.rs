@@ -189,7 +189,4 @@ mod tests {
             text.parse::<Allowed>().expect_err(text);
         }
     }
-
-    #[test]
-    fn the_addresses_of_this_host_are_known_as_such() {}
 }

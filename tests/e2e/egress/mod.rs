@@ -3,6 +3,7 @@
 mod crashes;
 mod modes;
 mod outside;
+mod rounds;
 
 use std::fs;
 
@@ -222,6 +223,14 @@ fn the_process_and_the_daemon_end_and_nothing_opens_and_everything_comes_back() 
         start(&mut site, &outside).await;
         works(&site).await;
         assert_eq!(carriers(), [second]);
+
+        // One that hangs is replaced.
+        run("kill", &["-STOP", &second.to_string()]);
+        until("another process", BOOT, async || {
+            (!carriers().is_empty() && !carriers().contains(&second)).then_some(())
+        })
+        .await;
+        works(&site).await;
 
         // A table that is flushed closes, and comes back.
         site.shell("nft flush ruleset");
