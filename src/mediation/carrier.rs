@@ -114,6 +114,15 @@ impl Carriers {
         {
             return Ok(Some(known));
         }
+        // A process has its socket. Without one, no process of this host need be looked at.
+        if !self.socket().try_exists()? {
+            return Ok(None);
+        }
+        self.search()
+    }
+
+    /// Finds the process among all processes of this host.
+    fn search(&self) -> io::Result<Option<(Uid, Identity)>> {
         let mark = self.mark();
         let user = self.0.config.jails.carrier_user();
         let Some(identity) = find_by_argument(user, |argument| argument == mark)? else { return Ok(None) };
@@ -193,6 +202,17 @@ impl Carriers {
         Ok(())
     }
 
+    /// Ends a process whose socket somebody removed: it has the ports, and nobody can ask it.
+    async fn end_lost(&self) -> Result<(), HostError> {
+        let carriers = self.clone();
+        let found = spawn_blocking(move || carriers.search()).await.map_err(io::Error::other);
+        let failed = |error| HostError::io("find", "the process that carries egress".to_owned(), error);
+        match found.and_then(|found| found).map_err(failed)? {
+            Some((_, identity)) => identity.kill().await,
+            None => Ok(()),
+        }
+    }
+
     /// Waits until the process answers, or has ended.
     async fn answered(&self) -> Result<(), HostError> {
         let subject = "the process that carries egress";
@@ -238,6 +258,7 @@ impl Mediators for Carriers {
         if self.found().await?.is_some_and(|(found, _)| found == *owner) {
             return self.answered().await;
         }
+        self.end_lost().await?;
         let (carriers, owner, settings) = (self.clone(), owner.clone(), settings.clone());
         let spawned = spawn_blocking(move || carriers.spawn(&owner, &settings)).await;
         let spawned = spawned.map_err(io::Error::other).and_then(|spawned| spawned);
@@ -257,6 +278,9 @@ impl Mediators for Carriers {
         };
         identity.kill().await?;
         *self.known() = None;
+        if let Err(error) = fs::remove_file(self.socket()) {
+            tracing::debug!(%error, "the socket of the process that carried egress is left");
+        }
         // The group is empty now; one that is left is used again.
         if let Err(error) = self.0.config.cgroups.remove("egress") {
             tracing::debug!(%error, "the control group of the process that carried egress is left");
