@@ -10,6 +10,7 @@ use nftables::expr::{
 use nftables::schema::{Chain, NfListObject, Rule, Set, SetTypeValue, Table};
 use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
+use stead_controllers::host::FirewallRules;
 use stead_schemas::network::Cidr;
 
 pub(super) type Text = Expression<'static>;
@@ -101,6 +102,11 @@ pub(super) fn compare(op: Operator, left: Text, right: Text) -> Step {
 
 pub(super) fn is(left: Text, right: Text) -> Step {
     compare(Operator::EQ, left, right)
+}
+
+/// Matches a packet that a guest sends through the host.
+pub(super) fn from_guest(rules: &FirewallRules) -> Step {
+    is(meta(MetaKey::Iifname), text(rules.bridge.to_string()))
 }
 
 pub(super) fn state(names: &[&'static str]) -> Step {

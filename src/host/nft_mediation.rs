@@ -19,8 +19,8 @@ use stead_controllers::host::FirewallRules;
 use stead_schemas::network::{Lane, MediatorGate};
 
 use super::nft_builder::{
-    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, ip, is, meta, prefix_of,
-    refuse, set, state, text,
+    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, from_guest, ip, is,
+    meta, prefix_of, refuse, set, state, text,
 };
 
 /// Priority of `dstnat`.
@@ -38,10 +38,6 @@ pub(super) fn lane_set(lane: Lane) -> &'static str {
         Lane::Web => "mediated_web",
         Lane::All => "mediated_all",
     }
-}
-
-fn from_guest(rules: &FirewallRules) -> Step {
-    is(meta(MetaKey::Iifname), text(rules.bridge.to_string()))
 }
 
 /// Matches a packet from a guest of the lane.

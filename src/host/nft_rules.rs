@@ -27,8 +27,8 @@ use stead_schemas::network::Lane;
 
 use super::marks::{BRIDGES, port_group};
 use super::nft_builder::{
-    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, ip, is, meta, prefix,
-    prefix_of, refuse, set, state, text,
+    DNS_PORT, PRIORITY_FILTER, SPECIAL_NETWORKS, Step, Tables, Text, compare, field, from_guest, ip, is,
+    meta, prefix, prefix_of, refuse, set, state, text,
 };
 use super::nft_mediation::{self as mediation, LANES, lane_set};
 
@@ -140,7 +140,7 @@ fn inet_chains(inet: &mut Tables<'_>, rules: &FirewallRules) {
 
 /// Adds the rules for what guests may reach on the host.
 fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
-    let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
+    let from_guest = || from_guest(rules);
     let from_tap = || is(meta(MetaKey::Iifgroup), group(rules));
     inet.base("input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
     inet.rule("input", vec![from_tap(), Step::Drop(None)]);
@@ -169,7 +169,7 @@ fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
 
 /// Adds the rules for where guests may send, and for packets to them.
 fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
-    let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
+    let from_guest = || from_guest(rules);
     let to_guest = || is(meta(MetaKey::Oifname), text(rules.bridge.to_string()));
     let from_tap = || is(meta(MetaKey::Iifgroup), group(rules));
     inet.base("forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use stead_schemas::names::Uid;
 
@@ -131,29 +131,12 @@ impl Reader {
     }
 
     fn read_some(&mut self) -> io::Result<Vec<String>> {
-        for part in &mut self.parts {
-            let lines = part.read()?;
-            if !lines.is_empty() {
-                return Ok(lines);
-            }
-        }
-        // A file that was emptied since is the newer one now. One that had no line yet is new.
-        let mut is_changed = false;
-        for at in (0..self.parts.len()).rev() {
-            if self.parts[at].file.metadata()?.len() < self.parts[at].position {
-                let mut part = self.parts.remove(at);
-                (part.position, part.rest) = (0, Vec::new());
-                self.parts.push(part);
-                is_changed = true;
-            }
-        }
-        if self.parts.len() < 2 {
-            is_changed |= self.find_new()?;
-        }
-        if is_changed { self.read_some_of_changed() } else { Ok(Vec::new()) }
+        let lines = self.read_parts()?;
+        if lines.is_empty() && self.reorder()? { self.read_parts() } else { Ok(lines) }
     }
 
-    fn read_some_of_changed(&mut self) -> io::Result<Vec<String>> {
+    /// Reads from the first file that has more.
+    fn read_parts(&mut self) -> io::Result<Vec<String>> {
         for part in &mut self.parts {
             let lines = part.read()?;
             if !lines.is_empty() {
@@ -163,9 +146,23 @@ impl Reader {
         Ok(Vec::new())
     }
 
+    /// Puts a file that was emptied since behind the other, because it is the newer one now, and adds one that had no line
+    /// before. Returns whether there was any.
+    fn reorder(&mut self) -> io::Result<bool> {
+        let mut is_changed = false;
+        for at in (0..self.parts.len()).rev() {
+            if self.parts[at].file.metadata()?.len() < self.parts[at].position {
+                let mut part = self.parts.remove(at);
+                (part.position, part.rest) = (0, Vec::new());
+                self.parts.push(part);
+                is_changed = true;
+            }
+        }
+        Ok(self.parts.len() < 2 && self.find_new()? || is_changed)
+    }
+
     /// Adds files that got their first line. Returns whether there were any.
     fn find_new(&mut self) -> io::Result<bool> {
-        use std::os::unix::fs::MetadataExt;
         let mut is_found = false;
         for file in self.logs.read(&self.owner)? {
             let inode = file.metadata()?.ino();

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::sockopt::{set_ip_freebind, set_socket_reuseaddr};
@@ -16,7 +17,7 @@ use stead_schemas::egress::MediatorSettings;
 use stead_schemas::names::Uid;
 use tokio::task::spawn_blocking;
 
-use super::Carriers;
+use super::{Carriers, Known};
 use crate::host::cgroup::Group;
 use crate::host::process::{Identity, arguments, find_by_argument};
 use crate::hypervisor::CarrierCommand;
@@ -98,8 +99,8 @@ fn sockets(control: &Path, settings: &MediatorSettings) -> io::Result<Vec<OwnedF
 }
 
 impl Carriers {
-    fn known(&self) -> std::sync::MutexGuard<'_, Option<(Uid, Identity)>> {
-        self.0.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mark(&self) -> String {
@@ -109,33 +110,36 @@ impl Carriers {
     /// Returns the live process and the object that it runs for. One that an earlier daemon started is found by its
     /// command line. Waits for the kernel.
     fn find(&self) -> io::Result<Option<(Uid, Identity)>> {
-        if let Some(known) = self.known().clone()
-            && known.1.is_alive()?
+        let (known, is_searched) = {
+            let known = self.known();
+            (known.process.clone(), known.is_searched)
+        };
+        if let Some(process) = known
+            && process.1.is_alive()?
         {
-            return Ok(Some(known));
+            return Ok(Some(process));
         }
-        // A process has its socket. Without one, no process of this host need be looked at.
-        if !self.socket().try_exists()? {
+        if is_searched {
             return Ok(None);
         }
-        self.search()
-    }
-
-    /// Finds the process among all processes of this host.
-    fn search(&self) -> io::Result<Option<(Uid, Identity)>> {
         let mark = self.mark();
         let user = self.0.config.jails.carrier_user();
-        let Some(identity) = find_by_argument(user, |argument| argument == mark)? else { return Ok(None) };
-        let owner = after(&arguments(identity.pid)?, OWNER).and_then(|owner| owner.parse().ok());
-        let Some(owner) = owner else { return Ok(None) };
-        let found = (owner, identity);
-        self.remember(found.clone());
-        Ok(Some(found))
+        let identity = find_by_argument(user, |argument| argument == mark)?;
+        let found = match identity {
+            Some(identity) => {
+                let owner = after(&arguments(identity.pid)?, OWNER).and_then(|owner| owner.parse().ok());
+                owner.map(|owner| (owner, identity))
+            }
+            None => None,
+        };
+        self.known().is_searched = true;
+        found.iter().for_each(|found| self.remember(found.clone()));
+        Ok(found)
     }
 
     /// Keeps the process and notices its end.
     fn remember(&self, found: (Uid, Identity)) {
-        *self.known() = Some(found.clone());
+        self.known().process = Some(found.clone());
         let (owner, identity) = found;
         let ended = self.0.config.ended.clone();
         match identity.open() {
@@ -194,23 +198,17 @@ impl Carriers {
                 Group::default()
             }),
         };
+        // Until it is known, a process may be there that only a search finds.
+        self.known().is_searched = false;
         let spawned = config.jails.spawn_carrier(command)?;
         match Identity::of(spawned.pid)? {
-            Some(identity) => self.remember((owner.clone(), identity)),
+            Some(identity) => {
+                self.remember((owner.clone(), identity));
+                self.known().is_searched = true;
+            }
             None => return Err(io::Error::other("it ended at once; its log says why")),
         }
         Ok(())
-    }
-
-    /// Ends a process whose socket somebody removed: it has the ports, and nobody can ask it.
-    async fn end_lost(&self) -> Result<(), HostError> {
-        let carriers = self.clone();
-        let found = spawn_blocking(move || carriers.search()).await.map_err(io::Error::other);
-        let failed = |error| HostError::io("find", "the process that carries egress".to_owned(), error);
-        match found.and_then(|found| found).map_err(failed)? {
-            Some((_, identity)) => identity.kill().await,
-            None => Ok(()),
-        }
     }
 
     /// Waits until the process answers, or has ended.
@@ -258,7 +256,6 @@ impl Mediators for Carriers {
         if self.found().await?.is_some_and(|(found, _)| found == *owner) {
             return self.answered().await;
         }
-        self.end_lost().await?;
         let (carriers, owner, settings) = (self.clone(), owner.clone(), settings.clone());
         let spawned = spawn_blocking(move || carriers.spawn(&owner, &settings)).await;
         let spawned = spawned.map_err(io::Error::other).and_then(|spawned| spawned);
@@ -277,10 +274,7 @@ impl Mediators for Carriers {
             return Ok(());
         };
         identity.kill().await?;
-        *self.known() = None;
-        if let Err(error) = fs::remove_file(self.socket()) {
-            tracing::debug!(%error, "the socket of the process that carried egress is left");
-        }
+        self.known().process = None;
         // The group is empty now; one that is left is used again.
         if let Err(error) = self.0.config.cgroups.remove("egress") {
             tracing::debug!(%error, "the control group of the process that carried egress is left");

@@ -59,8 +59,17 @@ pub struct Carriers(Arc<Inner>);
 struct Inner {
     config: CarrierConfig,
     logs: AuditFiles,
+    known: Mutex<Known>,
+}
+
+/// The knowledge of the process.
+#[derive(Default)]
+struct Known {
     /// The process that was seen last, and the object that it runs for.
-    known: Mutex<Option<(Uid, Identity)>>,
+    process: Option<(Uid, Identity)>,
+    /// True if the processes of this host were searched for one that an earlier daemon started. Later ones are this
+    /// daemon's own.
+    is_searched: bool,
 }
 
 impl std::fmt::Debug for Carriers {

@@ -1,7 +1,7 @@
 //! The walls around the process that carries mediated egress: those of a VMM, but in the host's network.
 //!
-//! It makes connections, so it may make sockets of IPv4 and IPv6. Rules of the firewall restrict where its user
-//! connects to.
+//! The process makes connections, so it may make sockets of IPv4 and IPv6. Rules of the firewall restrict where its
+//! user connects to.
 
 use std::fs::File;
 use std::io;
