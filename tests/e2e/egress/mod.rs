@@ -91,6 +91,27 @@ fn carriers() -> Vec<u32> {
     .collect()
 }
 
+/// Tries what is not carried: other ports, protocols and addresses, and the host itself.
+async fn nothing_else_leaves(site: &Harness, outside: &Outside) {
+    for line in [
+        "nc -w 5 203.0.113.10 22 </dev/null",
+        "nc -w 5 203.0.113.10 8443 </dev/null",
+        "ping -c 1 -W 2 203.0.113.10",
+        "nc -w 5 10.185.0.1 8080 </dev/null",
+        "nc -w 5 203.0.113.1 8080 </dev/null",
+        "curl -sSf http://inward.example.com/",
+        "curl -sSf http://169.254.169.254/",
+        "curl -sSf --noproxy '*' http://10.185.0.1:18443/",
+    ] {
+        let answer = attempt(site, line).await;
+        assert_ne!(answer.0, 0, "{line}: {answer:?}");
+    }
+    for port in [443, 9999] {
+        shell(site, "box", &modes::send(port)).await;
+    }
+    assert!(!outside.seen().contains("stray"), "{}", outside.seen());
+}
+
 /// Searches all files of a directory for a text.
 fn find(directory: &std::path::Path, text: &str) -> String {
     let line = format!("grep -raFl {text} {} || true", directory.display());
@@ -126,24 +147,7 @@ fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_on
         assert_eq!(answer.0, 0, "{answer:?}\n{}", carrier_log(&site));
         assert!(!outside.seen().contains("other.example.com Bearer"), "{}", outside.seen());
 
-        // Nothing else leaves.
-        for line in [
-            "nc -w 5 203.0.113.10 22 </dev/null",
-            "nc -w 5 203.0.113.10 8443 </dev/null",
-            "ping -c 1 -W 2 203.0.113.10",
-            "nc -w 5 10.185.0.1 8080 </dev/null",
-            "nc -w 5 203.0.113.1 8080 </dev/null",
-            "curl -sSf http://inward.example.com/",
-            "curl -sSf http://169.254.169.254/",
-            "curl -sSf --noproxy '*' http://10.185.0.1:18443/",
-        ] {
-            let answer = attempt(&site, line).await;
-            assert_ne!(answer.0, 0, "{line}: {answer:?}");
-        }
-        for port in [443, 9999] {
-            shell(&site, "box", &modes::send(port)).await;
-        }
-        assert!(!outside.seen().contains("stray"), "{}", outside.seen());
+        nothing_else_leaves(&site, &outside).await;
 
         // Another value is in force without a restart.
         let patch = json!({ "env": { "REAL": VALUES[1] } });
@@ -154,7 +158,9 @@ fn a_guest_has_a_placeholder_and_its_requests_have_the_value_towards_one_host_on
             outside.seen().contains(VALUES[1]).then_some(())
         })
         .await;
+        let log = fs::read_to_string(site.log_file()).expect("there");
         for value in VALUES {
+            assert!(!log.contains(value), "{value} is in the daemon's log");
             assert_eq!(find(&site.data(), value), "");
             assert_eq!(find(&site.run_dir(), value), "");
         }
