@@ -375,10 +375,14 @@ fn a_pool_holds_forks_ready_is_filled_again_and_survives_crashes_of_daemon_and_v
         }
         pool(&site, id, 2).await;
         let fresh: Vec<u32> = site.vmms().into_iter().filter(|pid| !held.contains(pid)).collect();
-        let all = site.vmms().len();
+        let all = site.vmms();
         site.shell(&format!("kill -9 {}", fresh[0]));
         // The pooled instance is used up: another one replaces it.
-        until("another member", BOOT, async || (site.vmms().len() == all).then_some(())).await;
+        until("another member", BOOT, async || {
+            let now = site.vmms();
+            (now.len() == all.len() && now.iter().any(|pid| !all.contains(pid))).then_some(())
+        })
+        .await;
         pool(&site, id, 2).await;
         settles(&mut site, "a pool").await;
         site.start().await;

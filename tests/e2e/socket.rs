@@ -125,6 +125,20 @@ pub(crate) async fn run(site: &Harness, instance: &str, request: Value, input: &
     socket.finish().await
 }
 
+/// Returns the output of a shell line if it succeeds. The guest or its agent may be about to end, or not exist yet.
+pub(crate) async fn tried(site: &Harness, instance: &str, line: &str) -> Option<String> {
+    let mut socket = Socket::open(site, &format!("/instances/{instance}/exec")).await.ok()?;
+    socket.0.send(Message::text(json!({ "command": ["sh", "-c", line] }).to_string())).await.ok()?;
+    let mut output = Vec::new();
+    loop {
+        match socket.next().await {
+            Received::Bytes(bytes) => output.extend(bytes),
+            Received::Json(end) if end == json!({ "exitCode": 0 }) => return String::from_utf8(output).ok(),
+            Received::Json(_) | Received::End => return None,
+        }
+    }
+}
+
 /// Returns the output of a shell line, which must succeed, without the last line end.
 pub(crate) async fn shell(site: &Harness, instance: &str, line: &str) -> String {
     let (output, end) = run(site, instance, json!({ "command": ["sh", "-c", line] }), b"").await;

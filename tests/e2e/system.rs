@@ -10,7 +10,7 @@ use crate::fixtures::deadline;
 use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::socket::{Received, Socket, run, shell};
+use crate::socket::{Received, Socket, run, shell, tried};
 
 async fn verb(site: &Harness, name: &str, verb: &str) -> Value {
     let answer = site.request(Method::POST, &format!("/instances/{name}/{verb}"), None).await;
@@ -39,20 +39,6 @@ async fn inside(site: &Harness, command: &[&str]) {
     while socket.next().await != Received::End {}
 }
 
-/// Returns the output of a shell line if it runs at all: an agent may be about to end, or not exist yet.
-async fn tried(site: &Harness, line: &str) -> Option<String> {
-    let mut socket = Socket::open(site, "/instances/sys/exec").await.ok()?;
-    socket.json(&json!({ "command": ["sh", "-c", line] })).await;
-    let mut output = Vec::new();
-    loop {
-        match socket.next().await {
-            Received::Bytes(bytes) => output.extend(bytes),
-            Received::Json(end) if end == json!({ "exitCode": 0 }) => return String::from_utf8(output).ok(),
-            Received::Json(_) | Received::End => return None,
-        }
-    }
-}
-
 /// Checks that the agent is a unit that is not stopped by mistake. When it is killed, with the programs it ran, it is
 /// started again and serves the same system as before.
 async fn an_agent_that_ends_is_replaced(site: &Harness) {
@@ -72,7 +58,7 @@ async fn an_agent_that_ends_is_replaced(site: &Harness) {
     );
     let deadline = deadline(BOOT);
     let restarts = loop {
-        if let Some(restarts) = tried(site, &again).await {
+        if let Some(restarts) = tried(site, "sys", &again).await {
             break restarts;
         }
         assert!(Instant::now() < deadline, "no agent: {:#}", site.get("sys").await);

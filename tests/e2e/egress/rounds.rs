@@ -54,7 +54,7 @@ async fn play(site: &mut Harness, outside: &Outside, round: u64, choice: u64) ->
         }
         2 => {
             site.kill().await;
-            carriers().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid}"))));
+            carriers().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
             start(site, outside).await;
             "both are killed"
         }
@@ -72,8 +72,10 @@ async fn play(site: &mut Harness, outside: &Outside, round: u64, choice: u64) ->
             "standby and restore"
         }
         6 => {
-            site.vmms().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid}"))));
-            until("another VMM", BOOT, async || (!site.vmms().is_empty()).then_some(())).await;
+            let killed = site.vmms();
+            killed.iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
+            let is_another = || site.vmms().iter().any(|pid| !killed.contains(pid));
+            until("another VMM", BOOT, async || is_another().then_some(())).await;
             "the VMM is killed"
         }
         _ => {
