@@ -12,6 +12,7 @@ use stead_schemas::instance::Secret;
 use stead_schemas::names::{ImageRef, Platform, Uid};
 use stead_schemas::quantity::Bytes;
 
+use crate::fake_registry::digest;
 use crate::namespace::{PATIENCE, uid};
 use crate::registry_harness::{Image, Proxy, Registry, TokenService};
 
@@ -248,19 +249,43 @@ async fn references_follow_the_registry_and_digests_never_change() {
         json!({ "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": image.manifest,
                 "size": image.manifest_bytes.len(), "platform": { "os": "linux", "architecture": architecture } })
     };
-    let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX,
                         "manifests": [entry(&foreign, "arm64"), entry(&second, "amd64")] });
-    let put = reqwest::Client::new()
-        .put(format!("http://{}/v2/app/manifests/many", registry.address))
-        .header("content-type", "application/vnd.oci.image.index.v1+json")
-        .body(index.to_string());
-    assert!(put.send().await.expect("an answer").status().is_success());
+    put_index(&registry, "many", &index).await;
     let seen = resolve(&oci, &owner, &reference(&at(":many"))).await.expect("resolved");
     assert_eq!(seen.digest.as_str(), second.manifest);
     for (name, kind) in [(":foreign", HostErrorKind::Unsupported), (":none", HostErrorKind::Missing)] {
         let error = resolve(&oci, &owner, &reference(&at(name))).await.expect_err(name);
         assert_eq!(error.kind, kind, "{name}: {}", error.chain());
     }
+
+    // Each index has the one before as its only entry: three are followed, four are not.
+    let mut nested = index;
+    for depth in 2..=4 {
+        let bytes = nested.to_string();
+        let one = json!({ "mediaType": INDEX, "digest": digest(bytes.as_bytes()), "size": bytes.len() });
+        nested = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [one] });
+        let name = format!("depth-{depth}");
+        put_index(&registry, &name, &nested).await;
+        let seen = resolve(&oci, &owner, &reference(&at(&format!(":{name}")))).await;
+        if depth < 4 {
+            assert_eq!(seen.expect(&name).digest.as_str(), second.manifest);
+        } else {
+            let error = seen.expect_err(&name);
+            assert_eq!(error.kind, HostErrorKind::Permanent, "{}", error.chain());
+            assert!(error.chain().contains("nested too deep"), "{}", error.chain());
+        }
+    }
+}
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+async fn put_index(registry: &Registry, name: &str, index: &serde_json::Value) {
+    let put = reqwest::Client::new()
+        .put(format!("http://{}/v2/app/manifests/{name}", registry.address))
+        .header("content-type", INDEX)
+        .body(index.to_string());
+    assert!(put.send().await.expect("an answer").status().is_success());
 }
 
 /// A registry answers with a document without an end.

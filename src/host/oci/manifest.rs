@@ -7,6 +7,7 @@ use oci_client::manifest::{ImageIndexEntry, OciImageIndex, OciImageManifest};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stead_schemas::image::ImageConfig;
+use stead_schemas::limits::ENV_VAR_BYTES_MAX;
 use stead_schemas::names::{Digest, Platform};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::validate::printable;
@@ -203,7 +204,23 @@ pub(super) fn read_manifest(
         let words = "its configuration's command and environment have more than";
         return Err(Refused::new(format!("{words} {} KiB", RUN_BYTES_MAX >> 10)));
     }
+    if let Some(what) = too_long(&config) {
+        return Err(Refused::new(format!(
+            "{what} of its configuration is longer than {ENV_VAR_BYTES_MAX} bytes"
+        )));
+    }
     Ok(Manifest { digest, layers, config })
+}
+
+/// Finds a word or variable that Linux gives to no program.
+fn too_long(config: &ImageConfig) -> Option<String> {
+    let mut words = config.entrypoint.iter().chain(&config.cmd);
+    if words.any(|word| word.len() >= ENV_VAR_BYTES_MAX) {
+        return Some("a word of the command".to_owned());
+    }
+    // A variable has an equals sign and a zero byte, too.
+    let variable = config.env.iter().find(|(key, value)| key.len() + value.len() + 2 > ENV_VAR_BYTES_MAX)?;
+    Some(format!("the variable {}", printable(variable.0, 64)))
 }
 
 /// Returns `true` if the manifest declares its configuration as that of a container image.
@@ -364,12 +381,19 @@ mod tests {
         let layers = json!({ "diff_ids": [digest('d')] });
         read(&json!({ "rootfs": layers }), kind, None).expect("without architecture and system");
         read(&json!({ "architecture": "amd64", "os": "linux", "rootfs": layers }), kind, None).expect("full");
-        let with_env = |bytes: usize| {
-            let config = json!({ "Env": [format!("A={}", "x".repeat(bytes))] });
-            read(&json!({ "config": config, "rootfs": layers }), kind, None)
-        };
-        with_env(RUN_BYTES_MAX / 2).expect("a guest can be told that");
-        assert!(with_env(RUN_BYTES_MAX).expect_err("it cannot").message.contains("256 KiB"));
+        let with = |config: Value| read(&json!({ "config": config, "rootfs": layers }), kind, None);
+        let text = |bytes: usize| "x".repeat(bytes);
+        let refusal = |config: Value| with(config).expect_err("no program can be given that").message;
+        with(json!({ "Env": [format!("A={}", text(ENV_VAR_BYTES_MAX - 3))] })).expect("the longest variable");
+        let longer = refusal(json!({ "Env": [format!("A={}", text(ENV_VAR_BYTES_MAX - 2))] }));
+        assert!(longer.contains("the variable A"), "{longer}");
+        for field in ["Entrypoint", "Cmd"] {
+            with(json!({ field: ["a", text(ENV_VAR_BYTES_MAX - 1)] })).expect("the longest word");
+            let longer = refusal(json!({ field: ["a", text(ENV_VAR_BYTES_MAX)] }));
+            assert!(longer.contains("a word of the command"), "{longer}");
+        }
+        let many: Vec<String> = (0..3).map(|at| format!("A{at}={}", text(ENV_VAR_BYTES_MAX - 4))).collect();
+        assert!(refusal(json!({ "Env": many })).contains("256 KiB"));
         for config in [
             json!({ "architecture": "s390x", "rootfs": layers }),
             json!({ "os": "windows", "rootfs": layers }),

@@ -193,8 +193,9 @@ impl Drop for Builder {
 fn start_builder(out: &File) -> io::Result<Child> {
     std::os::unix::fs::fchown(out, Some(NOBODY), Some(NOBODY))?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from).min(BUILDER_PROCESSORS_MAX);
-    // `prlimit` of util-linux executes the builder. A process needs no privilege to lower its own limits.
-    Command::new("prlimit")
+    // `setpriv` and `prlimit` of util-linux execute the builder. A process needs no privilege to lower its own limits.
+    Command::new("setpriv")
+        .args(["--no-new-privs", "--", "prlimit"])
         .arg(format!("--as={BUILDER_MEMORY_MAX}"))
         .arg(format!("--nofile={BUILDER_FILES_MAX}"))
         .args(["--core=0", "--", "sqfstar", "-comp", "lz4", "-quiet", "-no-progress", "-force"])
@@ -209,4 +210,40 @@ fn start_builder(out: &File) -> io::Result<Child> {
         .stdout(out.try_clone()?)
         .stderr(Stdio::piped())
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the value of a line of a file of `/proc`, in words.
+    fn line(pid: u32, file: &str, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.expect(name).split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_builder_is_nobody_with_limits_and_gains_no_rights() {
+        let out = tempfile::tempfile().expect("a file");
+        let builder = Builder(start_builder(&out).expect("started"));
+        let pid = builder.0.id();
+        // Nothing is written to its standard input, so it runs until it is dropped.
+        while fs::read_to_string(format!("/proc/{pid}/comm")).expect("it runs") != "sqfstar\n" {
+            std::thread::yield_now();
+        }
+        for (name, limit) in
+            [("Max address space", "4294967296"), ("Max open files", "64"), ("Max core file size", "0")]
+        {
+            assert_eq!(line(pid, "limits", name)[..2], [limit, limit], "{name}");
+        }
+        assert_eq!(line(pid, "status", "Uid:"), ["65534"; 4]);
+        assert_eq!(line(pid, "status", "Gid:"), ["65534"; 4]);
+        assert_eq!(line(pid, "status", "NoNewPrivs:"), ["1"]);
+        assert_eq!(line(pid, "status", "CapEff:"), ["0000000000000000"]);
+        assert_eq!(
+            fs::read(format!("/proc/{pid}/environ")).expect("it runs"),
+            b"PATH=/usr/sbin:/usr/bin:/sbin:/bin\0"
+        );
+    }
 }

@@ -182,13 +182,7 @@ impl Session {
 
     /// Requests a token from the service that the registry names. The guard checks the service like any other host.
     async fn token(&self, realm: &str, service: Option<String>) -> Result<HeaderValue, Failed> {
-        let broken = |words: String| Failed::new(HostErrorKind::Permanent, words);
-        let mut url: Url =
-            realm.parse().map_err(|_| broken("the registry names no token service".to_owned()))?;
-        let may_be_plain = self.is_plain && url.scheme() == "http";
-        if url.scheme() != "https" && !may_be_plain {
-            return Err(broken("the registry names a token service without TLS".to_owned()));
-        }
+        let mut url = token_service(realm, self.is_plain).map_err(broken)?;
         let scope = format!("repository:{}:pull", self.reference.repository());
         url.query_pairs_mut().append_pair("scope", &scope);
         if let Some(service) = service {
@@ -203,7 +197,7 @@ impl Session {
         let bytes = Zeroizing::new(read(response, TOKEN_BYTES_MAX, "the token").await?);
         let token = serde_json::from_slice::<TokenAnswer>(&bytes).ok().and_then(TokenAnswer::into_token);
         let header = token.and_then(|token| secret(&Zeroizing::new(format!("Bearer {}", token.0))));
-        header.ok_or_else(|| broken(format!("the token service {host} gives no token")))
+        header.ok_or_else(|| broken(&format!("the token service {host} gives no token")))
     }
 
     fn reported<T>(&self, result: Result<T, Failed>) -> Result<T, HostError> {
@@ -232,6 +226,21 @@ fn challenge<'t>(texts: impl Iterator<Item = &'t str>) -> Option<(String, Option
         params.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_unescaped())
     };
     Some((of("realm").unwrap_or_default(), of("service")))
+}
+
+fn broken(words: &str) -> Failed {
+    Failed::new(HostErrorKind::Permanent, words)
+}
+
+/// Returns the address of the token service that a registry names. The service gets the password, so it must have TLS
+/// if the registry has.
+fn token_service(realm: &str, is_plain: bool) -> Result<Url, &'static str> {
+    let url: Url = realm.parse().map_err(|_| "the registry names no token service")?;
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_plain => Ok(url),
+        _ => Err("the registry names a token service without TLS"),
+    }
 }
 
 #[cfg(feature = "fuzzing")]
@@ -264,5 +273,23 @@ struct TokenAnswer {
 impl TokenAnswer {
     fn into_token(self) -> Option<Secret> {
         self.token.or(self.access_token).filter(|token| !token.0.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_for_a_registry_with_tls_goes_to_no_token_service_without() {
+        for is_plain in [false, true] {
+            assert!(token_service("https://auth.example.com/token", is_plain).is_ok());
+            for other in ["ftp://auth.example.com/", "file:///token", "//auth.example.com/", "token", ""] {
+                assert!(token_service(other, is_plain).is_err(), "{other}");
+            }
+        }
+        assert!(token_service("http://localhost:5000/token", true).is_ok());
+        let refused = token_service("http://auth.example.com/token", false);
+        assert_eq!(refused, Err("the registry names a token service without TLS"));
     }
 }

@@ -43,6 +43,10 @@ const NULL: &str = "/dev/null";
 const KVM: &str = "/dev/kvm";
 /// Name of the thread that serves all disks of a VM.
 const DISK_THREAD: &str = "disks";
+/// Number of random bytes that a guest gets in each period of this many milliseconds. A guest that seeds its own
+/// generator needs some hundred, and one that asks without end keeps its VMM's main loop from other work.
+const RNG_BYTES: u32 = 64 << 10;
+const RNG_PERIOD: u32 = 100;
 /// Threads of a VMM besides those of its processors: the main loop, the thread of the disks, each with a pool of 64
 /// workers, and RCU, with room for those of a later version.
 const THREADS: u64 = 192;
@@ -227,7 +231,7 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     line.add(&["-device", &format!("{},max_ports=2", machine.device("serial"))]);
     line.add_server("control", paths.control());
     line.add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);
-    line.add(&["-device", &machine.device("rng")]);
+    line.add(&["-device", &format!("{},max-bytes={RNG_BYTES},period={RNG_PERIOD}", machine.device("rng"))]);
     if has_disk_thread(accelerator) {
         line.add_disk_thread();
     }

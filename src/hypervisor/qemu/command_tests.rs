@@ -106,6 +106,7 @@ fn each_machine_type_has_the_devices_of_its_bus_and_the_same_ones() {
         let expected = ["serial", "rng", "blk", "blk", "net", "blk", "scsi"]
             .map(|kind| format!("virtio-{kind}{ending}"));
         assert_eq!(virtio, expected);
+        assert!(devices.iter().any(|one| one.ends_with(",max-bytes=65536,period=100")), "{devices:?}");
         for serial in &serials {
             let having = devices.iter().filter(|one| one.split(',').any(|part| part == serial)).count();
             assert_eq!(having, 1, "{serial}: {devices:?}");
