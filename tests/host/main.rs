@@ -20,5 +20,6 @@ mod probes;
 mod registry;
 mod registry_harness;
 mod shaping;
+mod stalled_disk;
 mod taps;
 mod wake;
