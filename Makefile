@@ -18,6 +18,7 @@ test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(nproc))
 test: setup
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -p stead -p stead-schemas -p stead-controllers -p stead-egress -p stead-guest -- -D warnings
+	cargo clippy --locked --no-default-features -p stead-bench -- -D warnings
 	cargo test --locked -p stead -p stead-schemas -p stead-controllers -p stead-egress -p stead-guest
 	@echo "make test: everything passed"
 
@@ -25,7 +26,8 @@ test: setup
 test-kvm: setup
 	STEAD_TEST_KVM=all cargo test --locked -p stead --test e2e kvmbox -- --nocapture
 
-bench: setup
+bench:
+	deploy/setup "$(STEAD_KERNEL_DIR)" bench
 	# Apart: in one call the bench's features would be built into what it measures.
 	cargo build --locked --release --bin stead
 	cargo run --locked --release -p stead-bench

@@ -80,6 +80,7 @@ pub(crate) async fn run(dir: &Path) {
         reach: Default::default(),
         resolver: Default::default(),
         mtu: None,
+        mediator: None,
     };
     store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
     observe_node(&store).await;

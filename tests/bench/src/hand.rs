@@ -250,6 +250,7 @@ fn config(program: &[&str], network: Option<NetworkConfig>) -> Config {
         hotplug_bytes: 0,
         has_agent: true,
         volumes: Vec::new(),
+        egress: None,
         incarnation: String::new(),
     }
 }

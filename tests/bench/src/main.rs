@@ -11,6 +11,7 @@ mod crowd;
 mod crowded;
 mod daemon;
 mod disk;
+mod egress;
 mod hand;
 mod heal;
 mod limits;
@@ -21,6 +22,7 @@ mod network;
 mod no_host;
 mod posts;
 mod qmp;
+#[cfg(feature = "kube-runtime")]
 mod runtime;
 mod scale;
 mod standby;
@@ -55,10 +57,15 @@ fn main() {
         let [address, token, bomb] = reported.as_slice() else { panic!("address, token, archive") };
         return runtime.block_on(crowded::run([address, token, bomb]));
     }
+    if only.as_deref() == Some(egress::ARGUMENT) {
+        let dir = std::env::args().nth(2).expect("a directory");
+        return egress::carry(std::path::Path::new(&dir));
+    }
     if only.as_deref() == Some(scale::ARGUMENT) {
         return runtime.block_on(scale::run());
     }
     let mut figures = Vec::new();
+    #[cfg(feature = "kube-runtime")]
     if is_wanted("runtime") {
         figures.push(runtime.block_on(runtime::passes()));
     }
@@ -93,6 +100,9 @@ fn main() {
     }
     if is_wanted("limits") {
         figures.extend(runtime.block_on(limits::limits()));
+    }
+    if is_wanted("egress") {
+        figures.extend(runtime.block_on(egress::egress()));
     }
     if is_wanted("heal") {
         figures.extend(runtime.block_on(heal::heal()));
