@@ -17,6 +17,7 @@ mod heal;
 mod limits;
 mod logs;
 mod machine_types;
+mod many;
 mod network;
 #[path = "../../it/no_host.rs"]
 mod no_host;
@@ -75,6 +76,9 @@ fn main() {
     if is_wanted("weight") {
         figures.extend(runtime.block_on(weight::stored()));
         figures.extend(runtime.block_on(weight::running()));
+    }
+    if is_wanted("many") {
+        figures.extend(runtime.block_on(many::many()));
     }
     if is_wanted("scale") {
         figures.extend(scale::scale());
