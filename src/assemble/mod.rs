@@ -25,7 +25,7 @@ use stead_controllers::network::admission;
 use stead_controllers::refused::Refused;
 use stead_controllers::store::{Store, TransactError, Tx};
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::limits::CLIENT_STALL_MAX;
+use stead_schemas::limits::{CLIENT_STALL_MAX, STREAM_IDLE_MAX};
 use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
 use tokio::sync::watch;
 
@@ -188,6 +188,7 @@ async fn serve_api(
         stall_max: CLIENT_STALL_MAX,
         header_timeout: HEADER_TIMEOUT,
         grace: SHUTDOWN_GRACE,
+        stream_idle_max: STREAM_IDLE_MAX,
     };
     api::serve(listeners, api::router(state), limits, terminated()).await?;
     drop(file);

@@ -70,6 +70,7 @@ fn server_limits() -> ServerLimits {
         stall_max: Duration::from_secs(2),
         header_timeout: Duration::from_secs(3),
         grace: Duration::from_secs(1),
+        stream_idle_max: Duration::from_secs(15),
     }
 }
 
