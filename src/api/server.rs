@@ -29,7 +29,7 @@ use super::seats::{Seat, Seats};
 use super::{ApiError, ApiState};
 use crate::peers::{Shares, Unstalled, watch_over};
 
-/// Bounds of the listener, and of the streams over its connections.
+/// Bounds of the listener, and of the streams and sessions over its connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
     /// Number of concurrent connections; for a further one an idle one is closed, or else it waits.
@@ -46,6 +46,14 @@ pub struct ServerLimits {
     pub grace: Duration,
     /// Time between two lines of a stream that has nothing to send; the write shows whether the client is gone.
     pub stream_idle_max: Duration,
+    /// Time between two pings to the client of a session of exec or cp.
+    pub ping_interval: Duration,
+    /// Time for which the client of a session may send nothing, or take nothing, before it counts as gone; it
+    /// answers several pings in it.
+    pub silence_max: Duration,
+    /// Time within which a client that sends a file must send something: it may wait for its own disk, and does
+    /// not answer pings while it only writes.
+    pub sender_silence_max: Duration,
 }
 
 impl FromRequestParts<ApiState> for ServerLimits {
