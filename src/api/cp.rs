@@ -3,8 +3,6 @@
 //! Guarantees: memory use is bounded by a window, whatever the size of the files; a file is in place whole
 //! or not at all; data from a guest is checked (names, sizes) before a client sees it.
 
-use std::time::Duration;
-
 use axum::extract::rejection::PathRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
 use axum::extract::{Path, State};
@@ -16,25 +14,23 @@ use stead_schemas::guest::FromStream;
 use stead_schemas::names::Uid;
 
 use super::auth::Bearer;
-use super::socket::{self, Activity, SILENCE_MAX, Sink, Stream};
-use super::{ApiError, ApiState};
+use super::socket::{self, Activity, Sink, Stream};
+use super::{ApiError, ApiState, ServerLimits};
 use crate::guest_channel::{AgentStream, Event, StreamReceiver};
 
 pub(super) async fn cp(
     State(state): State<ApiState>,
+    limits: ServerLimits,
     bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    socket::upgrade(state, bearer, id, upgrade, session)
+    socket::upgrade((state, limits), bearer, id, upgrade, session)
 }
 
-/// Time within which a client that sends a file must send something: it may wait for its own disk, and does
-/// not answer pings while it only writes.
-const SENDER_SILENCE_MAX: Duration = Duration::from_secs(300);
-
 /// The reason why a copy ends early.
-enum Stop {
+#[derive(Debug)]
+pub(super) enum Stop {
     ClientGone,
     Failed { message: String, path: Option<String> },
 }
@@ -45,7 +41,7 @@ impl From<axum::Error> for Stop {
     }
 }
 
-async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
+async fn session((state, limits): (ApiState, ServerLimits), instance: Uid, socket: WebSocket) {
     let (mut sink, mut stream) = socket.split();
     // A client may be sending until its first frame says otherwise.
     let mut is_sending = true;
@@ -57,15 +53,15 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
         agent.map(|agent| (agent, direction)).map_err(|error| error.to_string())
     };
     let copied = match opened.await {
-        Ok((agent, Direction::To)) => to(agent, &mut sink, &mut stream).await,
-        Ok((agent, Direction::From)) => from(agent, &mut sink, &mut stream).await,
+        Ok((agent, Direction::To)) => to(agent, limits, &mut sink, &mut stream).await,
+        Ok((agent, Direction::From)) => from(agent, limits, &mut sink, &mut stream).await,
         Err(message) => Err(Stop::Failed { message, path: None }),
     };
     let last = match copied {
         Ok(last) => last,
         Err(Stop::Failed { message, path }) => {
             let error = Message::Text(text(&CopyFrame::Error { message, path }).into());
-            if socket::send(&mut sink, error).await.is_none() {
+            if socket::send(&mut sink, error, limits).await.is_none() {
                 return;
             }
             if is_sending {
@@ -105,7 +101,12 @@ async fn copied(receiver: &mut StreamReceiver) -> Result<CopyFrame, Stop> {
 }
 
 /// Copies into the guest: data and end come from the client, and a single result from the guest.
-async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
+pub(super) async fn to(
+    agent: AgentStream,
+    limits: ServerLimits,
+    sink: &mut Sink,
+    stream: &mut Stream,
+) -> Result<Option<CopyFrame>, Stop> {
     let AgentStream { mut sender, mut receiver } = agent;
     let mut has_ended = false;
     let activity = Activity::now();
@@ -137,10 +138,10 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
         }
     };
     let asking = async {
-        let mut pings = socket::pings();
+        let mut pings = socket::pings(limits);
         loop {
             pings.tick().await;
-            if activity.is_silent_for(SENDER_SILENCE_MAX)
+            if activity.is_silent_for(limits.sender_silence_max)
                 || sink.send(Message::Ping(Bytes::new())).await.is_err()
             {
                 return Stop::ClientGone;
@@ -172,19 +173,20 @@ fn is_end(word: &str) -> bool {
 }
 
 /// Copies out of the guest: entries with exactly the data that their headers announce.
-async fn from(
+pub(super) async fn from(
     mut agent: AgentStream,
+    limits: ServerLimits,
     sink: &mut Sink,
     stream: &mut Stream,
 ) -> Result<Option<CopyFrame>, Stop> {
     let mut left = 0;
-    let (activity, mut pings) = (Activity::now(), socket::pings());
+    let (activity, mut pings) = (Activity::now(), socket::pings(limits));
     loop {
         let event = tokio::select! {
             biased;
             event = agent.receiver.next() => event,
             _ = pings.tick() => {
-                if activity.is_silent_for(SILENCE_MAX) {
+                if activity.is_silent_for(limits.silence_max) {
                     return Err(Stop::ClientGone);
                 }
                 sink.send(Message::Ping(Bytes::new())).await?;

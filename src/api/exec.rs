@@ -19,8 +19,8 @@ use stead_schemas::names::Uid;
 use stead_schemas::validate::printable;
 
 use super::auth::Bearer;
-use super::socket::{self, Activity, SILENCE_MAX, Sink, Stream};
-use super::{ApiError, ApiState};
+use super::socket::{self, Activity, Sink, Stream};
+use super::{ApiError, ApiState, ServerLimits};
 use crate::guest_channel::{AgentStream, Event, StreamReceiver, StreamSender};
 
 /// Exit code of a shell for a program that could not be started for an unknown reason.
@@ -35,14 +35,15 @@ const STANDARD_ERROR: u8 = 2;
 
 pub(super) async fn exec(
     State(state): State<ApiState>,
+    limits: ServerLimits,
     bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    socket::upgrade(state, bearer, id, upgrade, session)
+    socket::upgrade((state, limits), bearer, id, upgrade, session)
 }
 
-async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
+async fn session((state, limits): (ApiState, ServerLimits), instance: Uid, socket: WebSocket) {
     let (mut sink, mut stream) = socket.split();
     let opened = async {
         let request: ExecRequest = socket::first(&mut stream).await?;
@@ -54,18 +55,24 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
         agent.map(|agent| (agent, is_split, limit)).map_err(|error| error.to_string())
     };
     match opened.await {
-        Ok((agent, is_split, limit)) => pump(agent, is_split, limit, sink, stream).await,
+        Ok((agent, is_split, limit)) => pump(agent, (is_split, limit), limits, sink, stream).await,
         Err(message) => socket::finish(&mut sink, Some(json!({ "error": message }).to_string())).await,
     }
 }
 
 /// Runs both directions concurrently, so that neither waits for the other, until one is over.
-async fn pump(agent: AgentStream, is_split: bool, limit: Option<Duration>, mut sink: Sink, stream: Stream) {
+pub(super) async fn pump(
+    agent: AgentStream,
+    (is_split, limit): (bool, Option<Duration>),
+    limits: ServerLimits,
+    mut sink: Sink,
+    stream: Stream,
+) {
     let AgentStream { sender, receiver } = agent;
     let activity = Activity::now();
     let end = tokio::select! {
         biased;
-        end = outputs(receiver, is_split, &mut sink, &activity) => end,
+        end = outputs(receiver, is_split, limits, &mut sink, &activity) => end,
         end = inputs(sender, stream, &activity) => end,
         end = overdue(limit) => Some(end),
     };
@@ -118,19 +125,20 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, activity: &Activit
 async fn outputs(
     mut receiver: StreamReceiver,
     is_split: bool,
+    limits: ServerLimits,
     sink: &mut Sink,
     activity: &Activity,
 ) -> Option<String> {
-    let mut pings = socket::pings();
+    let mut pings = socket::pings(limits);
     loop {
         let event = tokio::select! {
             biased;
             event = receiver.next() => event,
             _ = pings.tick() => {
-                if activity.is_silent_for(SILENCE_MAX) {
+                if activity.is_silent_for(limits.silence_max) {
                     return None;
                 }
-                socket::send(sink, Message::Ping(Bytes::new())).await?;
+                socket::send(sink, Message::Ping(Bytes::new()), limits).await?;
                 continue;
             }
         };
@@ -140,13 +148,13 @@ async fn outputs(
             Some(Event::Message(FromStream::Exited { code })) => return Some(exit(code)),
             Some(Event::Message(FromStream::Failed { message, code, .. })) => {
                 let text = Bytes::from(format!("Error: {message}\r\n"));
-                socket::send(sink, Message::Binary(framed(is_split, STANDARD_ERROR, text))).await?;
+                socket::send(sink, Message::Binary(framed(is_split, STANDARD_ERROR, text)), limits).await?;
                 return Some(exit(code.unwrap_or(NOT_STARTED)));
             }
             Some(Event::Message(_)) => continue,
             None => return Some(json!({ "error": "the connection to the guest was lost" }).to_string()),
         };
-        socket::send(sink, Message::Binary(framed(is_split, marker, bytes))).await?;
+        socket::send(sink, Message::Binary(framed(is_split, marker, bytes)), limits).await?;
     }
 }
 

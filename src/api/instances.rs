@@ -26,7 +26,7 @@ use super::auth::{Bearer, Scope};
 pub(super) use super::json::json;
 pub(super) use super::tags::{has_tags, tag_filter};
 use super::wait::until;
-use super::{ApiError, ApiState, lookup, watch};
+use super::{ApiError, ApiState, ServerLimits, lookup, watch};
 
 pub(super) type Params = BTreeMap<String, String>;
 
@@ -71,6 +71,7 @@ pub(super) async fn create(
 pub(super) async fn list(
     State(state): State<ApiState>,
     bearer: Bearer,
+    limits: Result<ServerLimits, ApiError>,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(params) = params?;
@@ -90,7 +91,7 @@ pub(super) async fn list(
             let message = "state cannot be given with watch: the end of a state would not be reported";
             return Err(ApiError::bad_request("invalid_request", message));
         }
-        return Ok(watch::instances(&state, bearer, after, tags));
+        return Ok(watch::instances(&state, bearer, after, tags, limits?.stream_idle_max));
     }
     let store = state.store();
     let views: Vec<api::Instance> = store

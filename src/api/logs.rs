@@ -10,12 +10,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream;
-use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::mediation::Mediation;
 use stead_schemas::references::Ref;
 
 use super::instances::flag;
-use super::{ApiError, ApiState, LogError, lookup};
+use super::{ApiError, ApiState, LogError, ServerLimits, lookup};
 
 const TAIL_DEFAULT: usize = 100;
 const TAIL_MAX: usize = 100_000;
@@ -24,6 +23,7 @@ type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
 
 pub(super) async fn logs(
     State(state): State<ApiState>,
+    limits: ServerLimits,
     id: Result<Path<String>, PathRejection>,
     params: Params,
 ) -> Result<Response, ApiError> {
@@ -40,21 +40,22 @@ pub(super) async fn logs(
             ));
         }
     };
-    read(&state, id, &params, source, |line| serde_json::Value::String(line).to_string()).await
+    read((&state, limits), id, &params, source, |line| serde_json::Value::String(line).to_string()).await
 }
 
 /// Reads the log of what mediated egress carried. Each event is the object of one line.
 pub(super) async fn egress(
     State(state): State<ApiState>,
+    limits: ServerLimits,
     id: Result<Path<String>, PathRejection>,
     params: Params,
 ) -> Result<Response, ApiError> {
-    read(&state, id, &params?.0, "egress", |line| line).await
+    read((&state, limits), id, &params?.0, "egress", |line| line).await
 }
 
 /// Sends the lines of a log as events with what `form` makes of them.
 async fn read(
-    state: &ApiState,
+    (state, limits): (&ApiState, ServerLimits),
     id: Result<Path<String>, PathRejection>,
     params: &BTreeMap<String, String>,
     source: &str,
@@ -89,8 +90,8 @@ async fn read(
         let events = lines.into_iter().map(|line| format!("data: {}\n\n", form(line)));
         Bytes::from(events.collect::<String>())
     });
-    let events = stream::unfold(Box::pin(events), |mut events| async move {
-        match tokio::time::timeout(STREAM_IDLE_MAX, events.next()).await {
+    let events = stream::unfold(Box::pin(events), move |mut events| async move {
+        match tokio::time::timeout(limits.stream_idle_max, events.next()).await {
             Ok(bytes) => bytes.map(|bytes| (Ok::<Bytes, Infallible>(bytes), events)),
             Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), events)),
         }

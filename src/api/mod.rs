@@ -54,6 +54,9 @@ mod wait;
 mod waiters;
 mod watch;
 
+#[cfg(test)]
+mod silence_tests;
+
 use std::sync::Arc;
 
 use axum::Router;

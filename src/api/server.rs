@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -20,15 +21,15 @@ use stead_schemas::api::ErrorBody;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
-use super::ApiError;
 use super::arrivals::Arrivals;
 use super::client::{Client, Origin};
 use super::listener::{Duplex, Listener, Listeners, Stream};
 use super::refusals::{Refusals, Sending};
 use super::seats::{Seat, Seats};
+use super::{ApiError, ApiState};
 use crate::peers::{Shares, Unstalled, watch_over};
 
-/// Bounds of the listener.
+/// Bounds of the listener, and of the streams and sessions over its connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
     /// Number of concurrent connections; for a further one an idle one is closed, or else it waits.
@@ -43,6 +44,25 @@ pub struct ServerLimits {
     pub header_timeout: Duration,
     /// Time that open requests get at shutdown.
     pub grace: Duration,
+    /// Time between two lines of a stream that has nothing to send; the write shows whether the client is gone.
+    pub stream_idle_max: Duration,
+    /// Time between two pings to the client of a session of exec or cp.
+    pub ping_interval: Duration,
+    /// Time for which the client of a session may send nothing, or take nothing, before it counts as gone; it
+    /// answers several pings in it.
+    pub silence_max: Duration,
+    /// Time within which a client that sends a file must send something: it may wait for its own disk, and does
+    /// not answer pings while it only writes.
+    pub sender_silence_max: Duration,
+}
+
+impl FromRequestParts<ApiState> for ServerLimits {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &ApiState) -> Result<Self, ApiError> {
+        // The limits are missing only when the request came over no connection of the server.
+        parts.extensions.get::<Self>().copied().ok_or_else(ApiError::internal)
+    }
 }
 
 /// Largest head of a request, in bytes, in the order of magnitude that a read buffer allows; larger heads
@@ -193,6 +213,7 @@ async fn requests(
     let taken = seat.clone();
     let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
         request.extensions_mut().insert(client.clone());
+        request.extensions_mut().insert(limits);
         let (busy, answer) = (taken.busy(), router.clone().oneshot(request));
         async move { answer.await.map(|answer| answer.map(|body| busy.over(body))) }
     });

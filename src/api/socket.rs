@@ -19,7 +19,7 @@ use stead_schemas::names::Uid;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::auth::Bearer;
-use super::{ApiError, ApiState, Backend, lookup};
+use super::{ApiError, ApiState, Backend, ServerLimits, lookup};
 use crate::guest_channel::{AgentError, AgentStream};
 
 /// Largest message in both directions, in bytes, as on the wire.
@@ -29,9 +29,6 @@ const FIRST_FRAME_WAIT: Duration = Duration::from_secs(10);
 /// Time to wait for an agent: a daemon that was just started is not attached to every guest yet.
 const ATTACH_WAIT: Duration = Duration::from_secs(5);
 const ATTACH_POLL: Duration = Duration::from_millis(20);
-/// Time between two pings; a client that vanished without a close is noticed after a few.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(70);
 
 /// Time for which a client may still send after it was notified that the request failed.
 const LINGER_MAX: Duration = Duration::from_secs(30);
@@ -66,8 +63,8 @@ impl Activity {
 }
 
 /// Makes a timer for pings, which starts with a pause.
-pub(super) fn pings() -> Interval {
-    let mut pings = tokio::time::interval(PING_INTERVAL);
+pub(super) fn pings(limits: ServerLimits) -> Interval {
+    let mut pings = tokio::time::interval(limits.ping_interval);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     pings.reset();
     pings
@@ -97,11 +94,11 @@ fn ready(object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiErro
 /// Checks the request, and upgrades to a session that holds a session permit as long as it lives: an
 /// upgraded connection is no longer counted among the listener's.
 pub(super) fn upgrade<Session>(
-    state: ApiState,
+    (state, limits): (ApiState, ServerLimits),
     bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-    session: impl FnOnce(ApiState, Uid, WebSocket) -> Session + Send + 'static,
+    session: impl FnOnce((ApiState, ServerLimits), Uid, WebSocket) -> Session + Send + 'static,
 ) -> Result<Response, ApiError>
 where
     Session: Future<Output = ()> + Send + 'static,
@@ -113,7 +110,7 @@ where
     Ok(upgrade.on_upgrade(move |socket| async move {
         tokio::select! {
             biased;
-            () = session(state, uid, socket) => {}
+            () = session((state, limits), uid, socket) => {}
             // The session's connection ends with it, and so does the work it began.
             () = bearer.ends() => {}
         }
@@ -178,8 +175,8 @@ pub(super) async fn open(
 
 /// Sends a frame; returns `None` when the client is gone, or has taken nothing for so long that it counts as
 /// gone.
-pub(super) async fn send(sink: &mut Sink, frame: Message) -> Option<()> {
-    tokio::time::timeout(SILENCE_MAX, sink.send(frame)).await.ok()?.ok()
+pub(super) async fn send(sink: &mut Sink, frame: Message, limits: ServerLimits) -> Option<()> {
+    tokio::time::timeout(limits.silence_max, sink.send(frame)).await.ok()?.ok()
 }
 
 /// Reads what a client still sends. The client may read only when it has sent everything; without this it

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
@@ -16,7 +17,6 @@ use futures::FutureExt;
 use stead_controllers::store::{Change, Event, Store, TooOld, Watch};
 use stead_schemas::api::InstanceEvent;
 use stead_schemas::instance::Instance;
-use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::meta::{Kind, Object, Tags};
 
 use super::auth::{Bearer, Scope};
@@ -86,13 +86,19 @@ fn object_of(store: &Store, event: &Event) -> Option<Arc<Object<Instance>>> {
     }
 }
 
-/// Streams the changes after a version, or from now on.
-pub(super) fn instances(state: &ApiState, bearer: Bearer, after: Option<u64>, tags: Tags) -> Response {
+/// Streams the changes after a version, or from now on; a bookmark comes after each `idle_max` without one.
+pub(super) fn instances(
+    state: &ApiState,
+    bearer: Bearer,
+    after: Option<u64>,
+    tags: Tags,
+    idle_max: Duration,
+) -> Response {
     let from = after.unwrap_or_else(|| state.store().revision());
     let body = match state.store().watch(Some(Instance::NAME), from) {
         Ok(watch) => {
             let participant = state.0.watches.pace.join();
-            let following = Following { state: state.clone(), watch, tags, bearer, participant };
+            let following = Following { state: state.clone(), watch, tags, bearer, participant, idle_max };
             Body::from_stream(futures::stream::unfold(Some(following), next))
         }
         Err(error) => Body::from(too_old(&error)),
@@ -108,6 +114,7 @@ struct Following {
     tags: Tags,
     bearer: Bearer,
     participant: Participant,
+    idle_max: Duration,
 }
 
 impl Following {
@@ -134,7 +141,7 @@ impl Drop for Following {
 async fn next(following: Option<Following>) -> Option<(Result<Bytes, Infallible>, Option<Following>)> {
     let mut following = following?;
     loop {
-        let line = match tokio::time::timeout(STREAM_IDLE_MAX, following.event()).await {
+        let line = match tokio::time::timeout(following.idle_max, following.event()).await {
             Err(_) => text(&InstanceEvent::Bookmark { resource_version: following.watch.revision() }),
             Ok(Ok(event)) => {
                 let Following { state, tags, bearer, .. } = &following;

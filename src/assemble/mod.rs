@@ -25,7 +25,7 @@ use stead_controllers::network::admission;
 use stead_controllers::refused::Refused;
 use stead_controllers::store::{Store, TransactError, Tx};
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::limits::CLIENT_STALL_MAX;
+use stead_schemas::limits::{CLIENT_STALL_MAX, STREAM_IDLE_MAX};
 use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
 use tokio::sync::watch;
 
@@ -52,6 +52,12 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
 /// Time for open requests at shutdown; verbs that wait are cut, and their specs are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Time between two pings to a client of exec or cp; one that vanished without a close is noticed after a few.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Time for which such a client may be silent: it misses three pings.
+const SILENCE_MAX: Duration = Duration::from_secs(70);
+/// Time for which a client that sends a file may be silent: it may wait for its own disk.
+const SENDER_SILENCE_MAX: Duration = Duration::from_secs(300);
 
 /// Directories in the data directory whose files may be open to other users, because earlier releases made them with
 /// the umask that they were started with. Keys are not among them: a key that was open may be known, so it is refused.
@@ -188,6 +194,10 @@ async fn serve_api(
         stall_max: CLIENT_STALL_MAX,
         header_timeout: HEADER_TIMEOUT,
         grace: SHUTDOWN_GRACE,
+        stream_idle_max: STREAM_IDLE_MAX,
+        ping_interval: PING_INTERVAL,
+        silence_max: SILENCE_MAX,
+        sender_silence_max: SENDER_SILENCE_MAX,
     };
     api::serve(listeners, api::router(state), limits, terminated()).await?;
     drop(file);

@@ -30,6 +30,8 @@ pub(crate) mod fuzzing {
     pub use super::channel::fuzzing::control;
     pub use super::streams::fuzzing::frames;
 }
+#[cfg(test)]
+pub(crate) use self::streams::Mux;
 pub use self::streams::{AgentError, AgentStream, Event, StreamReceiver, StreamSender};
 pub(crate) use self::tokens::{Known, NewToken, Tokens, new_token, random};
 pub use self::transport::Transport;

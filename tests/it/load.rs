@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::server::{Answer, CONNECTIONS_MAX, CONNECTIONS_PER_CLIENT_MAX, IMAGE, REQUESTS_MAX, Server};
@@ -196,4 +196,44 @@ async fn a_client_that_asks_and_never_reads_is_let_go() {
         while stream.write_all(b"GET /spec.json HTTP/1.1\r\nHost: x\r\n\r\n").await.is_ok() {}
     };
     tokio::time::timeout(MOMENT, asks).await.expect("it is let go");
+}
+
+/// Starts a server whose streams are idle for a moment only.
+async fn with_short_pauses() -> Server {
+    Server::start_with(|_, limits| limits.stream_idle_max = Duration::from_millis(10)).await
+}
+
+/// Reads lines of a stream until some of them contain a text.
+async fn some_come(stream: &mut BufReader<TcpStream>, count: usize, text: &str) {
+    let lines = async {
+        let mut left = count;
+        while left > 0 {
+            let mut line = String::new();
+            assert!(stream.read_line(&mut line).await.expect("read") > 0, "the stream ends before {text}");
+            left -= usize::from(line.contains(text));
+        }
+    };
+    tokio::time::timeout(MOMENT, lines).await.expect("they come");
+}
+
+/// Number of lines that no stream sends within [`MOMENT`] if its pauses have another length than the test gave them.
+const IDLE_LINES: usize = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sends_bookmarks_while_nothing_changes_and_the_next_change_after_them() {
+    let server = with_short_pauses().await;
+    let mut watch = BufReader::new(begins(&server, "GET /instances?watch=true HTTP/1.1").await);
+    some_come(&mut watch, IDLE_LINES, r#""type":"bookmark""#).await;
+    server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;
+    some_come(&mut watch, 1, r#""type":"added""#).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_followed_sends_lines_while_nothing_is_written_to_it() {
+    let server = with_short_pauses().await;
+    server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;
+    *server.host.log.lock().expect("not poisoned") = vec!["ready".to_owned()];
+    let mut log = BufReader::new(begins(&server, "GET /instances/web/logs?follow=true HTTP/1.1").await);
+    some_come(&mut log, 1, r#"data: "ready""#).await;
+    some_come(&mut log, IDLE_LINES, ": still here").await;
 }

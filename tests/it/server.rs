@@ -70,6 +70,10 @@ fn server_limits() -> ServerLimits {
         stall_max: Duration::from_secs(2),
         header_timeout: Duration::from_secs(3),
         grace: Duration::from_secs(1),
+        stream_idle_max: Duration::from_secs(15),
+        ping_interval: Duration::from_secs(20),
+        silence_max: Duration::from_secs(70),
+        sender_silence_max: Duration::from_secs(300),
     }
 }
 

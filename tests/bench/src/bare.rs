@@ -98,6 +98,10 @@ pub(crate) async fn run(dir: &Path) {
         stall_max: Duration::from_secs(120),
         header_timeout: Duration::from_secs(10),
         grace: Duration::from_secs(1),
+        stream_idle_max: Duration::from_secs(15),
+        ping_interval: Duration::from_secs(20),
+        silence_max: Duration::from_secs(70),
+        sender_silence_max: Duration::from_secs(300),
     };
     let router = router(state(&store, &keys));
     tokio::spawn(async move {

@@ -1,6 +1,8 @@
 //! Tests of the proxy between real sockets of the loopback: clients, and an instance that is played by the
 //! test.
 
+mod clients;
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU16, AtomicUsize};
 use std::time::Duration;
