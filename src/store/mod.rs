@@ -10,6 +10,7 @@
 
 pub mod backup;
 mod clock;
+mod closing;
 pub mod identity;
 mod lock;
 pub mod mark;

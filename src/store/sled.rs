@@ -31,6 +31,7 @@ use stead_controllers::store::{Batch, Kv, KvError};
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::closing::close_aside;
 use super::lock::await_rest_of_dead;
 use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
 use super::sled_start::{START_BYTES, free_held_blocks, remove_unfinished, sync_settings};
@@ -220,23 +221,9 @@ fn commit(
             // The database is closed here and opened by the next commit: the contents of the disk are
             // authoritative.
             warn!(%error, "the database failed and will be opened anew");
-            close_aside(open);
+            close_aside(open, CLOSE_DEADLINE);
             Err(error)
         }
-    }
-}
-
-/// Closes a database that failed. Its closing flush may wait for ever for a write that will never come, so
-/// it gets a thread of its own. While that hangs, sled keeps its file locked, opening the database again
-/// fails with that reason, and only a restart helps.
-fn close_aside(open: Database) {
-    let (closed, wait) = mpsc::channel();
-    let closing = thread::Builder::new().name("store-close".to_owned()).spawn(move || {
-        drop(open);
-        let _ = closed.send(()); // The receiver is gone after the deadline.
-    });
-    if closing.is_err() || wait.recv_timeout(CLOSE_DEADLINE).is_err() {
-        warn!("the failed database does not close; writes fail until the daemon is restarted");
     }
 }
 
@@ -268,6 +255,18 @@ impl Database {
         // Where sled keeps its data and its lock.
         await_rest_of_dead(&directory.join("db")).map_err(io)?;
         let db = config.open().map_err(|error| from_sled(&error))?;
+        match Self::make_durable(&db, directory, reserve) {
+            Ok(room) => Ok(Self { db, room, blobs: Blobs::new(directory.join("blobs")) }),
+            Err(error) => {
+                close_aside(db, CLOSE_DEADLINE);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts what opening has written on disk, and reserves room.
+    fn make_durable(db: &sled::Db, directory: &Path, reserve: &Reserve) -> Result<Room, KvError> {
+        let io = |error: io::Error| from_io(&error);
         db.flush().map_err(|error| from_sled(&error))?;
         let file = OpenOptions::new().write(true).open(directory.join("db")).map_err(io)?;
         file.sync_all().map_err(io)?;
@@ -276,17 +275,16 @@ impl Database {
         if let Some(parent) = directory.parent() {
             sync_directory(parent).map_err(io)?;
         }
-        let blobs = Blobs::new(directory.join("blobs"));
         let mut room = Room::new(file, reserve.clone());
         room.hold_reserve().map_err(io)?;
-        Ok(Self { db, room, blobs })
+        Ok(room)
     }
 
     /// Closes sled, which may cut its file at its end; the blocks beyond are allocated again before other
     /// programs take them.
     fn close(self) {
         let Self { db, mut room, .. } = self;
-        drop(db);
+        close_aside(db, CLOSE_DEADLINE);
         room.hold_or_warn();
     }
 

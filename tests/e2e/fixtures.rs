@@ -12,13 +12,18 @@ use tokio::time::error::Elapsed;
 /// Scratch directories that are removed with the value, and the permit among all tests with real VMs.
 pub(crate) struct Fixtures {
     pub(crate) dir: tempfile::TempDir,
-    _slot_lock: crate::namespace::SlotLock,
+    slot_lock: crate::namespace::SlotLock,
 }
 
 impl Fixtures {
     pub(crate) fn new() -> Self {
         let slot_lock = crate::namespace::slot_lock();
-        Self { dir: tempfile::tempdir().expect("a scratch directory"), _slot_lock: slot_lock }
+        Self { dir: tempfile::tempdir().expect("a scratch directory"), slot_lock }
+    }
+
+    /// Returns the name of the control groups of this test, which no other test uses at the same time.
+    pub(crate) fn bridge(&self) -> String {
+        self.slot_lock.bridge()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

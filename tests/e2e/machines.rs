@@ -22,7 +22,6 @@ use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use crate::fixtures::{Fixtures, busybox_root, kernel_dir, overlay, run, uid, until};
-use crate::namespace::bridge;
 
 const BOOT: Duration = Duration::from_secs(300);
 const MOMENT: Duration = Duration::from_secs(60);
@@ -74,7 +73,7 @@ impl Bench {
             console_log_max: Bytes(64 << 10),
             watches: DirectoryWatches::default(),
             noted: Arc::new(|_, _| ()),
-            cgroups: Cgroups::probe(&bridge()),
+            cgroups: Cgroups::probe(&self.fixtures.bridge()),
             accelerator: WantedAccelerator::Auto,
             jails: Jails::new(UserRange::new(USERS).expect("valid"), self.fixtures.path("run")),
             rootfs: Box::new(move |_| rootfs.clone()),

@@ -41,6 +41,7 @@ mod late_disk;
 mod life;
 mod live_volumes;
 #[path = "../it/loop_disk.rs"]
+#[expect(dead_code, reason = "other tests need the rest")]
 mod loop_disk;
 mod machine_types;
 mod machines;

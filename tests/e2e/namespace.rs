@@ -33,6 +33,13 @@ pub(crate) struct SlotLock {
     _locks: Vec<File>,
 }
 
+impl SlotLock {
+    /// Returns the name of the objects outside of namespaces that belong to the test with this permit.
+    pub(crate) fn bridge(&self) -> String {
+        bridge_of(self.slot)
+    }
+}
+
 fn lock_file(slot: usize) -> File {
     let path = env::temp_dir().join(format!("stead-e2e-{slot}.lock"));
     File::options().create(true).append(true).open(path).expect("the lock file opens")
@@ -72,7 +79,7 @@ pub(crate) fn inside() -> Option<usize> {
 
 /// Returns the bridge of a test's daemon. Objects that a daemon creates outside of namespaces are named after it too.
 pub(crate) fn bridge() -> String {
-    bridge_of(inside().unwrap_or(0))
+    bridge_of(inside().expect("a test with a daemon is in its namespaces"))
 }
 
 fn bridge_of(slot: usize) -> String {

@@ -14,6 +14,9 @@ mod guest_reach;
 mod healing;
 mod hostile_registry;
 mod links;
+#[path = "../it/loop_disk.rs"]
+#[expect(dead_code, reason = "other tests need the rest")]
+mod loop_disk;
 mod monitors;
 mod namespace;
 mod probes;

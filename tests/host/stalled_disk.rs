@@ -17,41 +17,9 @@ use stead_schemas::quantity::Bytes;
 use tokio::sync::watch;
 
 use crate::fake_registry::{Fake, digest, gated, image, layer};
+use crate::loop_disk::LoopDisk;
 use crate::namespace::{PATIENCE, in_namespace, shell, uid};
 use crate::registry::{oci, pull, reference, resolve};
-
-/// An ext4 file system on a loop device. It answers again, and is unmounted, when the value is dropped.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn mount() -> Self {
-        let disk = Self(tempfile::tempdir().expect("scratch"));
-        let at = disk.0.path().display();
-        shell(&format!(
-            "cd {at}; truncate -s 64M image; mkfs.ext4 -q -F image; mkdir mounted; mount -o loop image mounted"
-        ));
-        disk
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("mounted")
-    }
-
-    fn freeze(&self) {
-        shell(&format!("fsfreeze --freeze {}", self.path().display()));
-    }
-
-    fn thaw(&self) {
-        shell(&format!("fsfreeze --unfreeze {}", self.path().display()));
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let at = self.path();
-        shell(&format!("fsfreeze --unfreeze {0} 2>/dev/null || true; umount --lazy {0}", at.display()));
-    }
-}
 
 /// Returns `true` if a thread of this process waits for a disk.
 fn waits_for_a_disk() -> bool {
@@ -97,7 +65,7 @@ fn a_pull_onto_a_disk_that_stalls_leaves_the_worker_to_others() {
             fake.on(&format!("/v2/app/blobs/{}", digest(&big)), move |_| {
                 gated(first.clone(), rest.clone(), gate.clone())
             });
-            let disk = Disk::mount();
+            let disk = LoopDisk::new(64);
             let (oci, owner) = (oci(&disk.path().join("images")), uid('a'));
             let from = reference(&format!("{}/app:v1", fake.address));
             let resolved = resolve(&oci, &owner, &from).await.expect("resolved");
@@ -136,7 +104,7 @@ fn hypervisors(scratch: &Path, data: &Path) -> Hypervisors {
 fn a_memory_that_is_discarded_from_a_disk_that_stalls_leaves_the_worker_to_others() {
     in_namespace(async || {
         on_one_worker(async || {
-            let (disk, scratch) = (Disk::mount(), tempfile::tempdir().expect("scratch"));
+            let (disk, scratch) = (LoopDisk::new(64), tempfile::tempdir().expect("scratch"));
             let owner = uid('a');
             let saved = disk.path().join("memory").join(owner.as_str()).join("saved");
             fs::create_dir_all(&saved).expect("made");

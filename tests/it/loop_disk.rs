@@ -1,4 +1,4 @@
-//! An ext4 file system in a file, whose power can be cut.
+//! An ext4 file system in a file, whose power can be cut, and that can be made to answer no more.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,6 +71,15 @@ impl LoopDisk {
         run("umount", &[&self.path().to_string_lossy()]);
     }
 
+    /// Makes every write wait until the disk is thawed.
+    pub(crate) fn freeze(&self) {
+        run("fsfreeze", &["--freeze", &self.path().to_string_lossy()]);
+    }
+
+    pub(crate) fn thaw(&self) {
+        run("fsfreeze", &["--unfreeze", &self.path().to_string_lossy()]);
+    }
+
     /// Cuts the power: data that is written from now on, or was not synced before, is lost.
     pub(crate) fn cut_power(&self) {
         run("python3", &["-c", CUT, &self.path().to_string_lossy()]);
@@ -79,7 +88,9 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        // A failed test may have left it unmounted.
-        drop(Command::new("umount").args([Path::new("--lazy"), &self.path()]).output());
+        // A failed test may have left it frozen or unmounted. To thaw what is not frozen fails, as it should.
+        for (program, verb) in [("fsfreeze", "--unfreeze"), ("umount", "--lazy")] {
+            drop(Command::new(program).args([Path::new(verb), &self.path()]).output());
+        }
     }
 }

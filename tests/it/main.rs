@@ -11,6 +11,7 @@ mod daemon;
 mod generated;
 mod ingress;
 mod load;
+#[expect(dead_code, reason = "other tests need the rest")]
 mod loop_disk;
 mod no_host;
 #[path = "../sdk/node.rs"]
