@@ -12,13 +12,13 @@ use tracing::warn;
 /// Name of the thread in which a database is closed.
 const CLOSER: &str = "store-close";
 
-/// How a database was closed.
+/// The way in which a database was closed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Closed {
     Whole,
-    /// It panicked. Its files are closed: unwinding drops what the database owns.
+    /// A panic of the database. Its files are closed: unwinding drops what the database owns.
     Unsynced,
-    /// It still closes when the deadline is over.
+    /// Not yet, when the deadline is over.
     Never,
 }
 

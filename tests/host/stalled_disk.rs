@@ -38,9 +38,9 @@ async fn the_worker_is_free() {
         tokio::task::yield_now().await;
     }
     // A timer of the runtime would wait for the worker, too.
-    let (sender, turn) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     tokio::spawn(async move { sender.send(()) });
-    turn.recv_timeout(PATIENCE).expect("the worker waits for the disk");
+    receiver.recv_timeout(PATIENCE).expect("the worker waits for the disk");
 }
 
 /// Runs a body on a runtime with one worker. The body itself has a thread of its own.

@@ -153,7 +153,11 @@ async fn accept(
 ) -> Result<TlsStream<GuestStream>, Reason> {
     let handshake = StartHandshake::from_parts(hello.accepted, stream).into_stream(config);
     match timeout(EGRESS_HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => Ok(stream),
+        Ok(Ok(stream)) => {
+            // Without tickets nothing is sent now that could carry the acknowledgement of the guest's last message.
+            stream.get_ref().0.acknowledge();
+            Ok(stream)
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a handshake with a guest failed");
             Err(reason_of(&error))

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -30,6 +31,13 @@ impl GuestStream {
             // An error is found again by the next read.
             let _ = self.tcp.readable().await;
         }
+    }
+
+    /// Acknowledges what was read at once. A client that waits for that before it sends more would wait for the kernel's
+    /// delay of 40 ms.
+    pub(crate) fn acknowledge(&self) {
+        // An option that cannot be set only delays that.
+        let _ = set_tcp_quickack(&self.tcp, true);
     }
 
     /// Puts bytes back before all that has not been read.

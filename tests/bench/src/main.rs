@@ -49,21 +49,8 @@ fn main() {
     let is_wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _ = rustls::crypto::ring::default_provider().install_default();
-    if only.as_deref() == Some(bare::ARGUMENT) {
-        let dir = std::env::args().nth(2).expect("a directory");
-        return runtime.block_on(bare::run(std::path::Path::new(&dir)));
-    }
-    if only.as_deref() == Some(crowded::ARGUMENT) {
-        let reported: Vec<String> = std::env::args().skip(2).collect();
-        let [address, token, bomb] = reported.as_slice() else { panic!("address, token, archive") };
-        return runtime.block_on(crowded::run([address, token, bomb]));
-    }
-    if only.as_deref() == Some(egress::ARGUMENT) {
-        let dir = std::env::args().nth(2).expect("a directory");
-        return egress::carry(std::path::Path::new(&dir));
-    }
-    if only.as_deref() == Some(scale::ARGUMENT) {
-        return runtime.block_on(scale::run());
+    if only.as_deref().is_some_and(|role| is_played(role, &runtime)) {
+        return;
     }
     let mut figures = Vec::new();
     #[cfg(feature = "kube-runtime")]
@@ -115,6 +102,23 @@ fn main() {
         figures.extend(runtime.block_on(crowded::crowded()));
     }
     report(&figures);
+}
+
+/// Becomes one of the programs that are measured, if the argument names one.
+fn is_played(role: &str, runtime: &tokio::runtime::Runtime) -> bool {
+    let directory = || std::path::PathBuf::from(std::env::args().nth(2).expect("a directory"));
+    match role {
+        bare::ARGUMENT => runtime.block_on(bare::run(&directory())),
+        crowded::ARGUMENT => {
+            let reported: Vec<String> = std::env::args().skip(2).collect();
+            let [address, token, bomb] = reported.as_slice() else { panic!("address, token, archive") };
+            runtime.block_on(crowded::run([address, token, bomb]));
+        }
+        egress::ARGUMENT => egress::carry(&directory()),
+        scale::ARGUMENT => runtime.block_on(scale::run()),
+        _ => return false,
+    }
+    true
 }
 
 fn report(figures: &[Figure]) {

@@ -18,8 +18,8 @@ use crate::{Figure, median};
 pub(crate) use self::carrier::{ARGUMENT, carry};
 
 const ROUNDS: usize = 5;
-/// Connections that are idle while the memory of the process is read.
-const IDLE: u16 = 1000;
+/// Connections that are idle while the memory of the process is read: fewer than one guest may have.
+const IDLE: u16 = 400;
 /// Policies that are set in a row, as after a restart of the process.
 const POLICIES: u32 = 1000;
 const IDLE_CLIENT: &str = include_str!("idle.py");

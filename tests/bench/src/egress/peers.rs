@@ -55,6 +55,7 @@ fn squid(world: &mut World) {
          sslcrtd_program /usr/lib/squid/security_file_certgen -s {at}/certificates -M 4MB
          ssl_bump bump all
          http_access allow all
+         request_header_access Authorization deny all
          request_header_add Authorization \"Bearer real\"
          tls_outgoing_options cafile={authority}
          cache deny all
