@@ -16,9 +16,9 @@ const CLOSER: &str = "store-close";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Closed {
     Whole,
-    /// A panic of the database. Its files are closed: unwinding drops what the database owns.
+    /// A database that panicked. Its files are closed: unwinding drops what the database owns.
     Unsynced,
-    /// Not yet, when the deadline is over.
+    /// A database that still closes when the deadline is over.
     Never,
 }
 
