@@ -139,7 +139,7 @@ fn transfers(world: &World) -> Vec<Figure> {
             goal,
         ));
         let [up, nginx] =
-            rounds(world, ways, || load::upload(&format!("https://{host}/"), &file), |value| value);
+            rounds(world, ways, || load::upload(&format!("https://{host}/sink"), &file), |value| value);
         figures.push(figure(
             &format!("egress: 1 GiB up, {what}; peer: nginx"),
             up,
