@@ -24,7 +24,8 @@ pub(super) enum Closed {
 
 /// Closes a database. The closing flush of one that failed may wait for ever for a write that will never come, so
 /// it gets a thread of its own. While that hangs, sled keeps its file locked, opening the database again
-/// fails with that reason, and only a restart helps. sled panics when its file cannot be synced.
+/// fails with that reason, and only a restart helps. sled panics when its file cannot be synced. A deadline of
+/// `Duration::MAX` is none.
 pub(super) fn close_aside(database: impl Send + 'static, deadline: Duration) -> Closed {
     quiet_panics();
     let (sender, receiver) = mpsc::channel();
