@@ -41,7 +41,7 @@ where
     .await
 }
 
-/// One direction of a tunnel.
+/// A direction of a tunnel.
 struct Direction<'a> {
     /// Bytes that were read and not yet taken by the writer.
     rest: Bytes,
