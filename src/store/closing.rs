@@ -1,7 +1,8 @@
-//! The end of a database, which may have failed.
+//! The end of a database, which may have failed, and calls of it that may panic.
 //!
-//! Guarantees: a panic of the database while it closes ends nothing and is reported as a warning.
+//! Guarantees: a panic of the database ends no thread and is reported as a warning.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::{Once, mpsc};
 use std::thread;
@@ -27,10 +28,9 @@ pub(super) enum Closed {
 /// fails with that reason, and only a restart helps. sled panics when its file cannot be synced. A deadline of
 /// `Duration::MAX` is none.
 pub(super) fn close_aside(database: impl Send + 'static, deadline: Duration) -> Closed {
-    quiet_panics();
     let (sender, receiver) = mpsc::channel();
     let closing = thread::Builder::new().name(CLOSER.to_owned()).spawn(move || {
-        let is_whole = catch_unwind(AssertUnwindSafe(|| drop(database))).is_ok();
+        let is_whole = contained(|| drop(database)).is_some();
         let _ = sender.send(is_whole); // The receiver is gone after the deadline.
     });
     match closing.map(|_| receiver.recv_timeout(deadline)) {
@@ -46,13 +46,28 @@ pub(super) fn close_aside(database: impl Send + 'static, deadline: Duration) -> 
     }
 }
 
-/// Keeps the panics of a database that closes off standard error, where they would look like a fault of the daemon.
+thread_local! {
+    /// True while this thread is in a call of the database.
+    static IS_CALLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls the database. Returns `None` if it panicked, as sled does when it is dropped after its file could not be synced,
+/// also within an open that fails.
+pub(super) fn contained<T>(call: impl FnOnce() -> T) -> Option<T> {
+    quiet_panics();
+    IS_CALLING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(call)).ok();
+    IS_CALLING.set(false);
+    result
+}
+
+/// Keeps the panics of the database off standard error, where they would look like a fault of the daemon.
 fn quiet_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let report = take_hook();
         set_hook(Box::new(move |panic| {
-            if thread::current().name() != Some(CLOSER) {
+            if !IS_CALLING.get() {
                 report(panic);
             }
         }));
@@ -82,6 +97,13 @@ mod tests {
         let database = (Closes(|| panic!("the file cannot be synced")), file);
         assert_eq!(close_aside(database, NEVER), Closed::Unsynced);
         assert_eq!(rustix::io::write(&other_end, &[0]), Err(rustix::io::Errno::PIPE), "nobody reads it");
+    }
+
+    #[test]
+    fn a_call_that_panics_ends_nothing() {
+        assert_eq!(contained(|| 7), Some(7));
+        assert_eq!(contained(|| -> u8 { panic!("the file cannot be synced") }), None);
+        assert!(!IS_CALLING.get(), "other panics are reported");
     }
 
     #[test]

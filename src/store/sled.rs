@@ -31,7 +31,7 @@ use stead_controllers::store::{Batch, Kv, KvError};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::closing::close_aside;
+use super::closing::{close_aside, contained};
 use super::lock::await_rest_of_dead;
 use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
 use super::sled_start::{START_BYTES, free_held_blocks, remove_unfinished, sync_settings};
@@ -208,7 +208,7 @@ fn commit(
         Some(open) => open,
         None => Database::open(directory, reserve)?,
     };
-    match open.commit(batch) {
+    match contained(|| open.commit(batch)).unwrap_or_else(|| Err(Failure::Broken(panicked()))) {
         Ok(()) => {
             *database = Some(open);
             Ok(())
@@ -225,6 +225,10 @@ fn commit(
             Err(error)
         }
     }
+}
+
+fn panicked() -> KvError {
+    KvError::Io("the database panicked".to_owned())
 }
 
 /// The way in which a commit failed.
@@ -254,7 +258,8 @@ impl Database {
             .flush_every_ms(None);
         // Where sled keeps its data and its lock.
         await_rest_of_dead(&directory.join("db")).map_err(io)?;
-        let db = config.open().map_err(|error| from_sled(&error))?;
+        let opened = contained(|| config.open()).ok_or_else(panicked)?;
+        let db = opened.map_err(|error| from_sled(&error))?;
         match Self::make_durable(&db, directory, reserve) {
             Ok(room) => Ok(Self { db, room, blobs: Blobs::new(directory.join("blobs")) }),
             Err(error) => {

@@ -43,9 +43,10 @@ const NULL: &str = "/dev/null";
 const KVM: &str = "/dev/kvm";
 /// Name of the thread that serves all disks of a VM.
 const DISK_THREAD: &str = "disks";
-/// Number of random bytes that a guest gets in each period of this many milliseconds. A guest that seeds its own
-/// generator needs some hundred, and one that asks without end keeps its VMM's main loop from other work.
+/// Number of random bytes that a guest gets in a period. A guest that seeds its own generator needs some hundred, and one that
+/// asks without end keeps its VMM's main loop from other work.
 const RNG_BYTES: u32 = 64 << 10;
+/// Length of that period, in milliseconds.
 const RNG_PERIOD: u32 = 100;
 /// Threads of a VMM besides those of its processors: the main loop, the thread of the disks, each with a pool of 64
 /// workers, and RCU, with room for those of a later version.

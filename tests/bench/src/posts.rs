@@ -45,7 +45,7 @@ impl Etcd {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("etcd runs: deploy/setup installs it");
+            .expect("etcd runs: `make bench` installs it");
         let etcd = Self { child, base: client };
         let http = reqwest::Client::new();
         let deadline = Instant::now() + Duration::from_secs(20);
